@@ -1,0 +1,1 @@
+"""Forward hooks, intervention objects and fits for TransformerLens models."""

@@ -1,0 +1,1 @@
+"""Toy transformers on modular arithmetic: tasks, training, shipped and published models."""
