@@ -1,0 +1,133 @@
+"""What is trained: `TrainConfig`, the named recipes of the shipped models, and recipe files.
+
+``add97``, ``add97-wd0.1`` and ``addmul97`` are two-layer transformers on addition (and multiplication) mod 97;
+``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for grokking via mechanistic
+interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000 steps as in TransformerLens's demo
+(40,000 in the paper), and 113 output logits where their code has 114.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .._types import nearest
+from .config import ToyConfig
+from .forward import check
+
+INITS = ("log", "nanda")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `train` does, apart from where: the model and task, the optimiser, the data and the seeds."""
+
+    config: ToyConfig
+    seed: int = 0
+    """Of the initial weights and of the batches."""
+    train_fraction: float = 0.3
+    split_seed: int = 0
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 1.0
+    warmup_steps: int = 10
+    batch_size: int | None = 512
+    """Training pairs a step, drawn with replacement; None takes them all."""
+    steps: int = 5000
+    evaluate_every: int = 100
+    init: str = "log"
+    """"log": all weights N(0, 1/4)/sqrt(d_model); "nanda": N(0, 1)/sqrt(d_model), W_U N(0, 1)/sqrt(d_vocab)."""
+    stop_when_stable_for: int | None = None
+    """Stop early once held-out accuracy was at least 0.99 at every evaluation of so many steps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.init not in INITS:
+            raise ValueError(f"init {self.init!r} must be one of {INITS}.")
+        for name in ("steps", "evaluate_every", "batch_size", "stop_when_stable_for"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1.")
+        if not 0 < self.train_fraction < 1:
+            raise ValueError(f"train_fraction {self.train_fraction} must lie between 0 and 1, so that pairs are held out.")
+        check(self.config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; `from_dict` gives the value back."""
+        return {**asdict(self), "config": self.config.to_dict(), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TrainConfig":
+        """Return the configuration that ``data`` describes; keys left out keep their defaults.
+
+        Raises:
+            ValueError: a key that does not exist (with the nearest ones), a missing modulus, or a bad value.
+        """
+        _known(cls, data, "training")
+        config = data.get("config", {})
+        if not isinstance(config, ToyConfig):
+            _known(ToyConfig, config, "model")
+            if "modulus" not in config:
+                raise ValueError("The training file names no modulus; add config = {modulus = 97}.")
+            config = ToyConfig(**config)
+        return cls(**{**data, "config": config})
+
+
+def _known(cls: type, data: Mapping[str, Any], what: str) -> None:
+    names = [field.name for field in fields(cls)]
+    for key in data:
+        if key not in names:
+            raise ValueError(f"{key!r} is no {what} setting. {nearest(key, names)}")
+
+
+RECIPES: dict[str, TrainConfig] = {
+    "add97": TrainConfig(ToyConfig(modulus=97), steps=5000),
+    "add97-wd0.1": TrainConfig(ToyConfig(modulus=97), weight_decay=0.1, steps=20_000),
+    "addmul97": TrainConfig(
+        ToyConfig(modulus=97, operations=("add", "mul")), steps=75_000, stop_when_stable_for=5000
+    ),
+    "nanda113": TrainConfig(
+        ToyConfig(
+            modulus=113, layout="a b =", n_layers=1, act_fn="relu", normalization=None, biases="mlp"
+        ),
+        init="nanda", batch_size=None, steps=25_000,
+    ),
+}  # fmt: skip
+
+
+def load_recipe(name_or_path: str | Path) -> TrainConfig:
+    """Return the recipe of that name, or the one that a JSON or TOML file holds (the keys of `TrainConfig`).
+
+    Raises:
+        ValueError: no such recipe or file, a file that cannot be read, or one with an unknown key.
+    """
+    name = str(name_or_path)
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name_or_path)
+    if path.suffix.lower() not in (".json", ".toml"):
+        raise ValueError(
+            f"There is no recipe {name!r}. {nearest(name, RECIPES)} A file of settings must end in .json or .toml."
+        )
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. The recipes are {', '.join(RECIPES)}.")
+    return TrainConfig.from_dict(_read(path))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix.lower() == ".toml":
+            try:
+                import tomllib
+            except ImportError:
+                raise ValueError(f"{path}: TOML needs Python 3.11 or later; write the same keys as JSON.") from None
+            data = tomllib.loads(text)
+        else:
+            data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not an object with the keys of TrainConfig.")
+    return data
