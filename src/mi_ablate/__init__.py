@@ -1,1 +1,74 @@
-"""Forward hooks, intervention objects and fits for TransformerLens models."""
+"""Find, remove, move and measure what a transformer represents.
+
+>>> import mi_ablate as mi
+>>> toy = mi.toys.load("add97")                                              # doctest: +SKIP
+>>> acts = mi.collect(toy.model, toy.tokens, "blocks.1.hook_resid_post")     # doctest: +SKIP
+
+Names are imported when first used, so ``import mi_ablate`` loads neither transformer_lens nor a plotting library.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULES = ("controls", "toys", "figures", "metrics", "modular")
+_NAMES = {
+    "Subspace": "subspace",
+    "Design": "design",
+    "contrast": "design",
+    "classes": "design",
+    "linear": "design",
+    "polynomial": "design",
+    "fourier": "design",
+    "helix": "design",
+    "Fit": "regression",
+    "Fitter": "regression",
+    "fit": "regression",
+    "Intervention": "interventions",
+    "Ablate": "interventions",
+    "Add": "interventions",
+    "Rotate": "interventions",
+    "Erase": "interventions",
+    "gated": "interventions",
+    "sites": "model",
+    "writers": "model",
+    "stream": "model",
+    "collect": "model",
+    "attached": "model",
+    "last_residual": "model",
+    "accuracy": "metrics",
+    "logit_diff": "metrics",
+    "cross_entropy": "metrics",
+    "kl": "metrics",
+    "refusal_score": "metrics",
+    "Effect": "effects",
+    "effect": "effects",
+    "Curve": "effects",
+    "removal_curve": "effects",
+    "interval": "effects",
+    "bake_": "weights",
+    "baked": "weights",
+    "verify_baked": "weights",
+    "Card": "store",
+    "save": "store",
+    "load": "store",
+    "read_card": "store",
+    "ArtefactError": "_files",
+    "load_model": "loading",
+}
+__all__ = sorted([*_NAMES, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mi_ablate.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"mi_ablate.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'mi_ablate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,171 @@
+"""Run again only what an edit can change, so that a curve of many edits costs little more than one pass.
+
+Three ways, tried in this order; each but the last is checked against an ordinary pass before it is used:
+
+- readout: all edits are at the last residual stream. Its activations are kept, and only the final norm and the
+  unembedding run again.
+- last position: all edits, and the metric, are at the last position of a causal HookedTransformer without padding.
+  The keys and values of the earlier positions are kept (a frozen KV cache), and one position runs again.
+- whole: the whole forward pass.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mi_ablate._positions import Window
+from mi_ablate._types import FwdHooks, HookedModel
+from mi_ablate.interventions import Placed
+from mi_ablate.metrics import PositionMetric
+from mi_ablate.model import attached, collect, default_batch_size, last_residual, rows_of, run, split
+
+_SAME = 1e-4
+_CACHE = 2**28
+"""Floats of keys and values that may be kept (1 GiB in float32)."""
+
+Batch = tuple[Int[Tensor, " b"], Any, Callable[[Any, FwdHooks], Tensor]]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A model and its prompts, ready to be run under many edits of the same sites and positions."""
+
+    kind: str
+    batches: tuple[Batch, ...]
+    n: int
+
+    def logits(self, hooks: FwdHooks) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b p v"]]]:
+        """Yield (rows, logits); the replayed positions end with the last one, so count from the end."""
+        for rows, state, forward in self.batches:
+            with torch.no_grad():
+                yield rows, forward(state, rows_of(hooks, rows))
+
+    def score(self, hooks: FwdHooks, metric: Callable[..., Tensor], clean: list[Tensor] | None = None) -> Tensor:
+        """Return the metric of every example under ``hooks``, ``[n]`` in float64 on the CPU."""
+        scores = []
+        for number, (rows, logits) in enumerate(self.logits(hooks)):
+            before = None if clean is None else clean[number]
+            scores.append(metric(logits, logits if before is None and not hooks else before, rows))
+        out = torch.cat([s.detach().to("cpu", torch.float64) for s in scores])
+        if out.shape != (self.n,):
+            raise ValueError(f"The metric returned {list(out.shape)}; one number for each of the {self.n} examples is needed.")
+        if not torch.isfinite(out).all():
+            bad = torch.nonzero(~torch.isfinite(out)).flatten().tolist()
+            raise ValueError(f"The metric is NaN or infinite for {len(bad)} examples (first: {bad[:5]}).")
+        return out
+
+
+def replay(
+    model: HookedModel,
+    tokens: Int[Tensor, "n p"],
+    hooks: FwdHooks,
+    metric: Callable[..., Tensor],
+    *,
+    attention_mask: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Replay:
+    """Return the cheapest exact way to run ``model`` under ``hooks`` and others at the same sites and positions."""
+    last = (
+        attention_mask is None
+        and bool(hooks)
+        and all(isinstance(hook, Placed) and hook.when == "all" for _, hook in hooks)
+        and all(isinstance(hook.pos, int) and hook.pos == -1 for _, hook in hooks)  # type: ignore[attr-defined]
+        and isinstance(metric, PositionMetric)
+        and metric.pos == -1
+    )
+    if last and all(name == last_residual(model) for name, _ in hooks):
+        found = _readout(model, tokens, batch_size)
+        if found is not None:
+            return found
+    if last and _cacheable(model, tokens):
+        found = _last_position(model, tokens, batch_size)
+        if found is not None:
+            return found
+    batches = []
+    for number, (part, mask) in enumerate(split(model, tokens, attention_mask, batch_size)):
+        rows = torch.arange(len(part)) + (number and int(batches[-1][0][-1]) + 1)
+
+        def whole(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
+            with attached(model, edits):
+                return run(model, *state)
+
+        batches.append((rows, (part, mask), whole))
+    return Replay("whole", tuple(batches), len(tokens))
+
+
+def _readout(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | None:
+    name = last_residual(model)
+    norm = getattr(model, "ln_final", None) if model.cfg.normalization_type is not None else None
+
+    def logits(x: Tensor, edits: FwdHooks) -> Tensor:
+        for _, hook in edits:
+            out = hook.edit(x, None, Window()) if isinstance(hook, Placed) else hook(x)
+            x = x if out is None else out
+        return model.unembed(x if norm is None else norm(x))
+
+    acts = collect(model, tokens, name, pos=-1, batch_size=batch_size)[name][:, None]
+    probe = slice(0, min(8, len(tokens)))
+    with torch.no_grad():
+        if not _same(logits(acts[probe], []), run(model, tokens[probe])[:, -1:]):
+            return None
+    size = batch_size or min(2048, default_batch_size(model, 1))
+    parts = [(rows, acts[rows], logits) for rows in torch.arange(len(tokens)).split(size)]
+    return Replay("readout", tuple(parts), len(tokens))
+
+
+def _cacheable(model: Any, tokens: Tensor) -> bool:
+    cfg = model.cfg
+    held = tokens.numel() * cfg.n_layers * 2 * cfg.d_model
+    causal = getattr(cfg, "attention_dir", "causal") == "causal"
+    return not hasattr(model, "original_model") and causal and tokens.shape[1] > 1 and held <= _CACHE
+
+
+def _last_position(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | None:
+    make = _cache_class()
+    if make is None:
+        return None
+    device = model.cfg.device
+
+    def logits(state: tuple[Tensor, Any], edits: FwdHooks) -> Tensor:
+        part, cache = state
+        with attached(model, edits):
+            return model(part, past_kv_cache=cache, attention_mask=torch.ones_like(part))
+
+    batches = []
+    size = batch_size or default_batch_size(model, 1)
+    for rows in torch.arange(len(tokens)).split(size):
+        part = tokens[rows].to(device)
+        cache = make.init_cache(model.cfg, device, len(part))
+        with torch.no_grad():
+            model(part[:, :-1], past_kv_cache=cache, attention_mask=torch.ones_like(part[:, :-1]), return_type=None)
+            cache.freeze()
+            if not batches:
+                probe = run(model, part[:8])[:, -1:]
+                if not _same(logits((part[:, -1:], cache), [])[:8], probe):
+                    return None
+        batches.append((rows, (part[:, -1:], cache), logits))
+    return Replay("last position", tuple(batches), len(tokens))
+
+
+def _cache_class() -> Any:
+    """TransformerLens's KV cache, under the names it has had."""
+    import importlib
+
+    for module, name in (
+        ("transformer_lens.cache.key_value_cache", "TransformerLensKeyValueCache"),
+        ("transformer_lens", "HookedTransformerKeyValueCache"),
+        ("transformer_lens.past_key_value_caching", "HookedTransformerKeyValueCache"),
+    ):
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= _SAME * b.abs().max().clamp(min=1e-6))
