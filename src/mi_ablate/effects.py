@@ -95,6 +95,7 @@ class Curve:
     n: int
     replay: str
     """Which part of the model ran again for each point: see `mi_ablate.replay`."""
+    step: int = 1
 
     @property
     def clean(self) -> float:
@@ -126,7 +127,7 @@ class Curve:
         last = passed.index(False) - 1 if rule == "first" and False in passed else len(passed) - 1 - passed[::-1].index(True)
         if last == len(passed) - 1:
             return Survived(self.ks[last], self.ks[last], censored=True)
-        return Survived(self.ks[last], self.ks[last + 1] - 1, censored=False)
+        return Survived(self.ks[last], self.ks[last + 1] - self.step, censored=False)
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a k: the metric, mean and range of each control, the variance removed."""
@@ -272,7 +273,7 @@ def removal_curve(
         scores[name] = torch.stack([w[0] for w in walks])
         curve[name] = torch.stack([w[1] for w in walks]).mean(0)
     label = getattr(metric, "name", getattr(metric, "__name__", "metric"))
-    return Curve(label, tuple(ks), values, scores, curve, ablation, tuple(places), len(tokens), runs.kind)
+    return Curve(label, tuple(ks), values, scores, curve, ablation, tuple(places), len(tokens), runs.kind, step)
 
 
 def interval(values: Float[Tensor, " n"] | Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
