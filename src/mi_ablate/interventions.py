@@ -123,6 +123,9 @@ class Ablate(Intervention):
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         y = _working(x)
+        if self.subspace is None and self._factor == 1:  # exact, also where x holds -inf (masked attention scores)
+            to = y.new_zeros(()) if self.to is None else _aligned(self.to, y, "to")
+            return _finished(torch.where(torch.ones_like(to, dtype=torch.bool), to, y), x)
         if self.to is None:
             change = y
         else:
@@ -146,17 +149,23 @@ class Ablate(Intervention):
     @property
     def laws(self) -> frozenset[str]:
         """A plain strength of 1 is idempotent; without a target and a gate function the edit is linear."""
-        plain = self.gate is None and not isinstance(self.strength, Tensor)
-        laws = set()
-        if plain and self.strength in (0, 1):
+        factor, laws = self._factor, set()
+        if factor in (0, 1):
             laws.add("idempotent")
-        if self.to is None and not callable(self.gate):
+        if factor == 0 or (self.to is None and not callable(self.gate)):
             laws.add("linear")
-        if plain and (self.strength == 0 or (self.strength == 2 and self.to is None)):
+        if factor == 0 or (factor == 2 and self.to is None):
             laws.add("norm_preserving")
-        if plain and not _per_example(self.to):
+        if factor is not None and self.gate is None and not _per_example(self.to):
             laws.add("bakeable")
         return frozenset(laws)
+
+    @property
+    def _factor(self) -> int | float | None:
+        """Strength times gate where both are numbers."""
+        gate = 1 if self.gate is None else self.gate
+        numbers = isinstance(self.strength, (int, float)) and isinstance(gate, (int, float))
+        return self.strength * gate if numbers else None  # type: ignore[operator]
 
     @property
     def rank(self) -> int | None:
@@ -284,13 +293,14 @@ class Erase(Intervention):
 
     @property
     def laws(self) -> frozenset[str]:
-        """Idempotent when Rᵀ W = 1 and the strength is 1; linear without a centre."""
-        r = self.writer.shape[1]
-        biorthogonal = bool(torch.allclose(self.reader.T @ self.writer, torch.eye(r, dtype=torch.float64), atol=1e-9))
-        laws = {"bakeable"} | ({"linear"} if self.centre is None or self.strength == 0 else set())
-        if self.strength == 0:
-            laws |= {"idempotent", "norm_preserving"}
-        return frozenset(laws | ({"idempotent"} if biorthogonal and self.strength == 1 else set()))
+        """Idempotent when s Rᵀ W = 1; linear without a centre; an isometry when it reflects orthogonally."""
+        w, r = self.writer, self.strength * self.reader
+        identity, nothing = torch.eye(w.shape[1]).to(w), self.strength == 0
+        projects = torch.allclose(r.T @ w, identity, atol=1e-9)
+        reflects = torch.allclose(r.T @ w, 2 * identity, atol=1e-9) and torch.allclose(r @ (w.T @ w), 2 * w, atol=1e-9)
+        laws = {"bakeable"} | ({"linear"} if self.centre is None or nothing else set())
+        laws |= {"norm_preserving"} if nothing or (reflects and self.centre is None) else set()
+        return frozenset(laws | ({"idempotent"} if nothing or projects else set()))
 
     @property
     def rank(self) -> int | None:

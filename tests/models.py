@@ -1,0 +1,160 @@
+"""Small offline models for the tests: the same random weights on every TransformerLens version."""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens has HookedTransformer (up to 3.9)."""
+    import transformer_lens
+
+    return hasattr(transformer_lens, "HookedTransformer")
+
+
+def has_bridge() -> bool:
+    """Whether the installed TransformerLens has TransformerBridge (from 3.0)."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def data_folder() -> Path:
+    """The folder of third-party inputs; the test that asks for it is skipped where it is absent."""
+    folder = Path(os.environ.get("MI_ABLATE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no third-party inputs: MI_ABLATE_DATA is not set and ../shared/data is not there")
+    return folder
+
+
+def random_state(
+    n_layers: int, d_model: int, n_heads: int, d_mlp: int, n_ctx: int, vocab: int, norm: str | None, seed: int
+) -> dict[str, Tensor]:
+    """Every weight and bias non-zero, under HookedTransformer's names, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    d_head = d_model // n_heads
+
+    def draw(*shape: int, scale: float = 0.3) -> Tensor:
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def normed(name: str) -> dict[str, Tensor]:
+        if norm != "LN":
+            return {}
+        return {f"{name}.w": 1 + draw(d_model, scale=0.1), f"{name}.b": draw(d_model, scale=0.1)}
+
+    state = {"embed.W_E": draw(vocab, d_model, scale=1.0), "pos_embed.W_pos": draw(n_ctx, d_model, scale=0.5)}
+    for i in range(n_layers):
+        block = f"blocks.{i}"
+        state |= normed(f"{block}.ln1")
+        state |= {f"{block}.attn.W_{k}": draw(n_heads, d_model, d_head, scale=0.5) for k in "QKV"}
+        state |= {f"{block}.attn.W_O": draw(n_heads, d_head, d_model, scale=0.5)}
+        state |= {f"{block}.attn.b_{k}": draw(n_heads, d_head) for k in "QKV"}
+        state |= {f"{block}.attn.b_O": draw(d_model)}
+        state |= normed(f"{block}.ln2")
+        state |= {f"{block}.mlp.W_in": draw(d_model, d_mlp), f"{block}.mlp.b_in": draw(d_mlp)}
+        state |= {f"{block}.mlp.W_out": draw(d_mlp, d_model), f"{block}.mlp.b_out": draw(d_model)}
+    state |= normed("ln_final")
+    return state | {"unembed.W_U": draw(d_model, vocab, scale=0.5), "unembed.b_U": draw(vocab)}
+
+
+def tiny(
+    *,
+    dtype: torch.dtype = torch.float64,
+    n_layers: int = 2,
+    d_model: int = 16,
+    n_heads: int = 2,
+    d_mlp: int = 24,
+    n_ctx: int = 12,
+    vocab: int = 11,
+    norm: str | None = "LN",
+    seed: int = 0,
+    **extra: Any,
+) -> Any:
+    """A random transformer: a HookedTransformer where there is one, a native TransformerBridge otherwise."""
+    arguments = {
+        "n_layers": n_layers,
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "d_head": d_model // n_heads,
+        "d_mlp": d_mlp,
+        "n_ctx": n_ctx,
+        "d_vocab": vocab,
+        "act_fn": "gelu",
+        "normalization_type": norm,
+        "device": "cpu",
+        "dtype": dtype,
+        **extra,
+    }
+    state = random_state(n_layers, d_model, n_heads, d_mlp, n_ctx, vocab, norm, seed)
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    if has_hooked_transformer():
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = HookedTransformer(HookedTransformerConfig(init_weights=False, **arguments))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state[name])
+    else:
+        from transformer_lens.config import TransformerBridgeConfig
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+        model = TransformerBridge.boot_native(TransformerBridgeConfig(**arguments), device="cpu", dtype=dtype)
+        model.load_state_dict(convert_tl_checkpoint(state, model.cfg), strict=True)
+    return model.eval()
+
+
+def random_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Any:
+    """A random Hugging Face GPT-2 with non-zero biases, saved to ``folder`` with GPT-2's own vocabulary size of 60."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        n_layer=n_layers, n_head=2, n_embd=16, n_positions=32, n_ctx=32, vocab_size=60, bos_token_id=0, eos_token_id=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ln_" not in name or name.endswith("bias"):
+                parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+def gpt2_bridge(folder: Path | None = None) -> Any:
+    """A TransformerBridge of a random GPT-2 with a stand-in tokenizer, made without a network."""
+    from tokenizers import Tokenizer, models
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
+
+    with tempfile.TemporaryDirectory() as temporary:
+        hf = random_gpt2(folder or Path(temporary))
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bridge = TransformerBridge.boot_transformers("gpt2", hf_model=hf, tokenizer=tokenizer, device="cpu")
+    return bridge.eval()
+
+
+def tokens_for(model: Any, n: int = 6, length: int = 7, seed: int = 0) -> Tensor:
+    """Random tokens ``[n length]``."""
+    return torch.randint(0, model.cfg.d_vocab, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits_with(model: Any, tokens: Tensor, hooks: Any = (), **kw: Any) -> Tensor:
+    """The logits under bare TransformerLens hooks."""
+    with torch.no_grad():
+        return model.run_with_hooks(tokens, fwd_hooks=list(hooks), **kw)
