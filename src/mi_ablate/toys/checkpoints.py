@@ -1,8 +1,8 @@
 """Load toys: a shipped one by its zoo id, a checkpoint in this package's format, or a published layout.
 
-A checkpoint is one safetensors file: the weights under HookedTransformer's names and a card ``{"format": "mi_ablate
-toy 1", "config": ToyConfig.to_dict(), "train_mask": base64 text, ...}``. Everything is checked before a model is
-built; a file that does not hold exactly one toy is one `ArtefactError`.
+A checkpoint is one safetensors file: the weights under HookedTransformer's names and a card ``{"format":
+"mi_ablate toy 1", "config": ToyConfig.to_dict(), "train_mask": base64 text, ...}``. Everything is checked
+before a model is built; a file that does not hold exactly one toy is one `ArtefactError`.
 """
 
 import contextlib
@@ -79,8 +79,9 @@ def load(
 ) -> Toy:
     """Return the toy ``name_or_path``, model and tensors on ``device``, weights in ``dtype``.
 
-    A zoo id (`names`), the path of a checkpoint of this package (`save`), or of a safetensors file in a published
-    layout (`published`), with its options in a JSON of the same stem. Zoo ids win over files of the same name.
+    A zoo id (`names`), the path of a checkpoint of this package (`save`), or of a safetensors file in a
+    published layout (`published`), with its options in a JSON of the same stem. Zoo ids win over files of the
+    same name.
 
     Raises:
         ValueError: no such id or file (with the nearest ids), a folder, a device that this machine lacks.
@@ -188,39 +189,40 @@ def _parse(
             f"{path} has the format {stated!r}; this version reads {FORMAT!r}. Update mi_ablate."
         )
     if stated is not None or not published.looks_published(tensors):
-        what = (
-            f"the format {stated!r}"
-            if stated is not None
-            else f"the tensors {', '.join(list(tensors)[:4]) or 'none'}"
-        )
+        some = ", ".join(list(tensors)[:4]) or "none"
+        what = f"the tensors {some}" if stated is None else f"the format {stated!r}"
         raise ArtefactError(
-            f"{path} has {what}: neither a toy of this package ({FORMAT!r}) nor a published layout. A HookedTransformer "
-            "state becomes a toy with mi_ablate.toys.save(path, config, state)."
+            f"{path} has {what}: neither a toy of this package ({FORMAT!r}) nor a published layout. A "
+            "HookedTransformer state becomes a toy with mi_ablate.toys.save(path, config, state)."
         )
     options = {**card, **published.read_options(path)}
     config, state = published.convert(tensors, options, name=str(path))
     _limit(path, config)
-    return config, state, None, {"format": "published", "config": config.to_dict(), "options": options}
+    train = published.known_split(config, options)
+    return config, state, train, {"format": "published", "config": config.to_dict(), "options": options}
 
 
 def _config(path: Path, stated: Any, n_tensors: int) -> ToyConfig:
     """Return the card's config after checking every type: a card is not trusted."""
-    kinds = {"operations": list, "d_vocab_out": (int, type(None)), "attention_coefficient": (int, float)}
+    kinds: dict[str, Any] = {
+        "operations": list,
+        "d_vocab_out": (int, type(None)),
+        "attention_coefficient": (int, float),
+    }
     kinds |= {"normalization": (str, type(None))}
     try:
         if not isinstance(stated, dict):
             raise TypeError(f"it is a {type(stated).__name__}, not an object")
         for field in fields(ToyConfig):
-            kind = kinds.get(field.name, field.type)
+            kind: Any = kinds.get(field.name, field.type)
             value = stated.get(field.name, [] if field.name == "operations" else None)
             if field.name in stated and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise TypeError(f"{field.name} is {value!r}")
+            if value is not None and field.name in ("n_layers", "d_model", "n_heads", "d_mlp") and value < 1:
+                raise ValueError(f"{field.name} is {value}")
         config = ToyConfig(**stated)
-        small = [n for n in ("n_heads", "d_model", "d_mlp") if getattr(config, n) < 1]
-        if small or not 0 <= config.n_layers <= n_tensors:
-            raise ValueError(
-                f"{', '.join(small) or 'n_layers'} cannot be {[getattr(config, n) for n in small] or config.n_layers}"
-            )
+        if config.n_layers > n_tensors:
+            raise ValueError(f"{config.n_layers} layers in a file of {n_tensors} tensors")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ArtefactError(f"{path}: the config in its card is not a toy's ({error}).") from None
     _limit(path, config)

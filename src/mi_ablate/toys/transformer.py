@@ -1,12 +1,13 @@
 """Toy transformers as TransformerLens models: one state dict, the same logits on every supported version.
 
-A state is a dict of tensors under HookedTransformer's names (``embed.W_E`` ... ``unembed.b_U``; `shapes` lists them).
-`build` makes a HookedTransformer where the installed TransformerLens has that class (up to 3.9) and a native
-TransformerBridge on 4.x. Architecture: learned positions, scores divided by sqrt(d_head), LayerNorm, RMSNorm or none
-before attention, MLP and unembedding, W_E and W_U untied. In float64 the bridge's RMSNorm still works in float32.
+A state is a dict of tensors under HookedTransformer's names (`parameter_shapes` lists them). `build` makes a
+HookedTransformer where the installed TransformerLens has that class (up to 3.9) and a native
+TransformerBridge on 4.x. In float32 their logits agree to the bit with no normalisation or LayerNorm and
+ReLU, GELU or SiLU; with RMSNorm or gelu_new they round differently (5e-7), and a bridge's RMSNorm stays in
+float32 in a float64 model.
 
-Zhong et al. 2023 (arXiv 2306.17844) replace the attention pattern A by c A + (1 - c) 1, with ones, not 1/n; here a
-permanent hook on every ``attn.hook_pattern`` does so (`MixPattern`). ``reset_hooks()`` keeps it,
+Zhong et al. 2023 (arXiv 2306.17844) replace the attention pattern A by c A + (1 - c) 1, with ones, not 1/n;
+here a permanent hook on every ``attn.hook_pattern`` does so (`MixPattern`). ``reset_hooks()`` keeps it,
 ``reset_hooks(including_permanent=True)`` removes it. The ones also stand where a causal mask has zeros.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .._types import HookedModel
 from .config import ToyConfig
+from .forward import parameter_shapes, trained_names
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 _BUFFERS = (".mask", ".IGNORE")
@@ -34,80 +36,36 @@ class MixPattern:
     def __call__(
         self, pattern: Float[Tensor, "batch head query key"], hook: Any = None
     ) -> Float[Tensor, "batch head query key"]:
-        """Return the mixed pattern; rows no longer sum to one."""
+        """Return the mixed pattern; its rows sum to c + (1 - c) keys."""
         return self.c * pattern + (1 - self.c)
 
 
-def shapes(config: ToyConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by HookedTransformer name, in the order of its ``state_dict``."""
-    d, h, e, m = config.d_model, config.n_heads, config.d_head, config.d_mlp
-    norm: dict[str, tuple[int, ...]] = {"w": (d,)} if config.normalization else {}
-    if config.normalization == "LN":
-        norm["b"] = (d,)
-    out: dict[str, tuple[int, ...]] = {"embed.W_E": (config.d_vocab, d), "pos_embed.W_pos": (config.n_ctx, d)}
-    for i in range(config.n_layers):
-        block: dict[str, tuple[int, ...]] = {f"ln1.{k}": v for k, v in norm.items()}
-        block |= {f"attn.W_{k}": (h, d, e) for k in "QKV"} | {"attn.W_O": (h, e, d)}
-        block |= {f"attn.b_{k}": (h, e) for k in "QKV"} | {"attn.b_O": (d,)}
-        block |= {f"ln2.{k}": v for k, v in norm.items()}
-        block |= {"mlp.W_in": (d, m), "mlp.b_in": (m,), "mlp.W_out": (m, d), "mlp.b_out": (d,)}
-        out |= {f"blocks.{i}.{k}": v for k, v in block.items()}
-    out |= {f"ln_final.{k}": v for k, v in norm.items()}
-    return out | {"unembed.W_U": (d, config.n_answers), "unembed.b_U": (config.n_answers,)}
-
-
-def trained_biases(config: ToyConfig) -> tuple[str, ...]:
-    """Return the names of the biases (LayerNorm's included) that ``config.biases`` trains; the others stay zero."""
-    biases = [n for n in shapes(config) if _is_bias(n)]
-    keep = {"all": biases, "mlp": [n for n in biases if ".mlp." in n], "none": []}
-    return tuple(keep[config.biases])
-
-
-def initial_state(config: ToyConfig, seed: int = 0) -> dict[str, Float[Tensor, "..."]]:
-    """Draw fresh weights: every ``W_`` from N(0, 0.64 / d_model), norms 1, biases 0 (TransformerLens's default scale).
-
-    Float32 from a generator of its own, so that a seed means the same weights on every TransformerLens version and
-    the global random state is left alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    scale = 0.8 / config.d_model**0.5
-    state = {}
-    for name, shape in shapes(config).items():
-        if ".W_" in name:
-            state[name] = torch.randn(shape, generator=generator) * scale
-        else:
-            state[name] = torch.ones(shape) if name.endswith(".w") else torch.zeros(shape)
-    return state
-
-
 def complete(config: ToyConfig, state: dict[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
-    """Return ``state`` with every parameter of `shapes`, the untrained biases filled with zeros.
+    """Return ``state`` with every parameter of the model, the untrained biases filled with zeros.
 
-    Attention buffers (``mask``, ``IGNORE``) are dropped. Raises a ValueError that lists all missing, unknown and
-    wrongly shaped weights, and non-zero biases that ``config.biases`` says are not trained.
+    Attention buffers (``mask``, ``IGNORE``) are dropped. Raises a ValueError that lists all missing, unknown
+    and wrongly shaped weights, and non-zero biases that ``config.biases`` says are not trained.
     """
-    want = shapes(config)
+    want, trained = parameter_shapes(config), trained_names(config)
     state = {name: t for name, t in state.items() if not name.endswith(_BUFFERS)}
-    trained = set(trained_biases(config))
-    required = [name for name in want if not _is_bias(name) or name in trained]
-    wrong = [f"missing {name} {list(want[name])}" for name in required if name not in state]
+    wrong = [f"missing {name} {list(want[name])}" for name in trained if name not in state]
     wrong += [f"unknown {name} {list(t.shape)}" for name, t in state.items() if name not in want]
-    wrong += [
-        f"{name} is {list(t.shape)}, not {list(want[name])}"
-        for name, t in state.items()
-        if name in want and tuple(t.shape) != want[name]
-    ]
-    wrong += [f"{name} is {t.dtype}, not floating" for name, t in state.items() if not t.is_floating_point()]
+    for name in want:
+        if name in state and tuple(state[name].shape) != want[name]:
+            wrong.append(f"{name} is {list(state[name].shape)}, not {list(want[name])}")
+        elif name in state and not state[name].is_floating_point():
+            wrong.append(f"{name} is {state[name].dtype}, not floating")
     if wrong:
         raise ValueError(
-            f"The weights do not fit {_brief(config)}: {'; '.join(wrong)}. Pass a state under HookedTransformer's "
-            "names and shapes (mi_ablate.toys.transformer.shapes(config) lists them), or the config it was made with."
+            f"The weights do not fit {_brief(config)}: {'; '.join(wrong)}. Pass a state under "
+            "HookedTransformer's names and shapes (mi_ablate.toys.forward.parameter_shapes(config)), or "
+            "the config that the state was made with."
         )
-    stray = [name for name in state if _is_bias(name) and name not in trained and bool(state[name].any())]
+    stray = [name for name in want if name in state and name not in trained and bool(state[name].any())]
     if stray:
         raise ValueError(
-            f"biases={config.biases!r} says that {', '.join(stray)} stay zero, but the state has values there. "
-            'Build with a config whose biases="all".'
+            f"biases={config.biases!r} says that {', '.join(stray)} stay zero, but the state has values "
+            'there. Build with a config whose biases="all".'
         )
     like = state["embed.W_E"]
     return {name: state[name] if name in state else like.new_zeros(shape) for name, shape in want.items()}
@@ -123,15 +81,22 @@ def build(
 ) -> HookedModel:
     """Return the model in eval mode: logits ``[batch pos config.n_answers]`` from tokens ``Int[batch pos]``.
 
-    A HookedTransformer where TransformerLens has it, else a native TransformerBridge with the same hook names. Without
-    ``state`` the weights are ``initial_state(config, seed)``. ``state`` is checked (see `complete`) before anything is
-    built, and its tensors are copied. Raises ValueError for weights that do not fit, an activation that the native
-    bridge lacks, and a device that this machine lacks.
+    ``state`` is checked (see `complete`) before anything is built, and its tensors are copied. Without it the
+    weights are those that training starts from with ``seed`` (`train.initial_state`, "log"), the same on
+    every version; the global random state is left alone.
+
+    Raises:
+        ValueError: weights that do not fit, an activation that is not in `ACTIVATIONS`, or a device that this
+            machine does not have.
     """
     if config.act_fn not in ACTIVATIONS:
         raise ValueError(f"act_fn {config.act_fn!r} must be one of {', '.join(ACTIVATIONS)}.")
     device = usable_device(device)
-    full = complete(config, initial_state(config, seed) if state is None else state)
+    if state is None:
+        from .train import initial_state
+
+        state = initial_state(config, "log", seed)
+    full = complete(config, state)
     try:
         from transformer_lens import HookedTransformer
     except ImportError:
@@ -149,29 +114,25 @@ def build(
 def usable_device(device: str | torch.device) -> torch.device:
     """Return ``device`` as a torch.device, or raise a ValueError where this machine does not have it."""
     try:
-        there = torch.device(device)
+        asked = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'device {device!r} is no PyTorch device ({error}). Pass "cpu" or "cuda".') from None
-    if there.type == "cuda" and (
-        not torch.cuda.is_available() or (there.index or 0) >= torch.cuda.device_count()
-    ):
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked.type == "cuda" and (asked.index or 0) >= count:
         raise ValueError(
-            f'device "{there}" was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices. Pass '
-            'device="cpu", or install a PyTorch built for CUDA on a machine with such a GPU.'
+            f'device "{asked}" was asked for, but PyTorch sees {count} CUDA devices. Pass device="cpu", or '
+            "install a PyTorch built for CUDA on a machine with such a GPU."
         )
-    if there.type == "mps" and not torch.backends.mps.is_available():
+    if asked.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError('device "mps" was asked for, but PyTorch sees no Apple GPU. Pass device="cpu".')
-    return there
-
-
-def _is_bias(name: str) -> bool:
-    return ".b_" in name or name.endswith(".b")
+    return asked
 
 
 def _brief(config: ToyConfig) -> str:
+    c = config
     return (
-        f"a toy of modulus {config.modulus}, layout {config.layout!r}, {config.n_layers} layers, d_model "
-        f"{config.d_model}, {config.n_heads} heads, d_mlp {config.d_mlp}, normalization {config.normalization}"
+        f"a toy of modulus {c.modulus}, layout {c.layout!r}, {c.n_layers} layers, d_model {c.d_model}, "
+        f"{c.n_heads} heads, d_mlp {c.d_mlp}, {c.n_answers} outputs, normalization {c.normalization}"
     )
 
 
@@ -217,7 +178,8 @@ def _bridge(config: ToyConfig, state: dict[str, Tensor], device: torch.device, d
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
     arguments = TransformerBridgeConfig(**_arguments(config, device, dtype))
-    model = TransformerBridge.boot_native(arguments, device=device, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):  # it draws weights that the state then replaces
+        model = TransformerBridge.boot_native(arguments, device=device, dtype=dtype)
     cast = {name: t.to(device=device, dtype=dtype) for name, t in state.items()}
     model.load_state_dict(convert_tl_checkpoint(cast, model.cfg), strict=True)
     return model
