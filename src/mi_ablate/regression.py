@@ -67,9 +67,7 @@ class Fit:
         chosen = self._choose(labels)
         gram = self._gram[chosen][:, chosen]
         coef = _solve(gram, self._cross[chosen]) if marginal else self.coef[chosen]
-        values, vectors = torch.linalg.eigh(gram)
-        root = values.clamp(min=0).sqrt()[:, None] * vectors.T
-        _, s, vh = torch.linalg.svd(root @ coef, full_matrices=False)
+        _, s, vh = torch.linalg.svd(_root(gram) @ coef, full_matrices=False)
         full = int((s**2 > _RANK * s[0] ** 2).sum()) if s[0] > 0 else 0
         if full == 0:
             raise ValueError("The chosen columns explain nothing of these activations: there is no direction to return.")
@@ -80,8 +78,7 @@ class Fit:
     def singular_values(self, *labels: str) -> Float[Tensor, " r"]:
         """Return the root-mean-square of the fitted values along each direction of `subspace`, largest first."""
         chosen = self._choose(labels)
-        values, vectors = torch.linalg.eigh(self._gram[chosen][:, chosen])
-        return torch.linalg.svdvals((values.clamp(min=0).sqrt()[:, None] * vectors.T) @ self.coef[chosen])
+        return torch.linalg.svdvals(_root(self._gram[chosen][:, chosen]) @ self.coef[chosen])
 
     def to(self, device: torch.device | str) -> "Fit":
         """Return the same fit on ``device``."""
@@ -141,6 +138,8 @@ class Fitter:
         """Add what another fitter has seen and return self."""
         if other.n == 0:
             return self
+        if self.covariance and other._outer is None:
+            raise ValueError("The other fitter was made with covariance=False; it has no covariance to merge.")
         if self.n == 0:
             self.__dict__.update({**other.__dict__, "covariance": self.covariance})
             return self
@@ -153,8 +152,6 @@ class Fitter:
         self._cross = self._cross + other._cross + weight * torch.outer(dd, dx)
         self._square = self._square + other._square + weight * dx**2
         if self.covariance:
-            if other._outer is None:
-                raise ValueError("The other fitter was made with covariance=False; it has no covariance to merge.")
             self._outer = self._outer + other._outer + weight * torch.outer(dx, dx)
         self._mean_x, self._mean_d = self._mean_x + dx * (other.n / n), self._mean_d + dd * (other.n / n)
         self.n = n
@@ -194,8 +191,7 @@ def fit(acts: Float[Tensor, "n d"], design: Design) -> Fit:
 
 def _solve(gram: Tensor, cross: Tensor) -> Tensor:
     """Minimum-norm C with gram C = cross; rank is judged after scaling, so units of the columns do not matter."""
-    scale = gram.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = _scale(gram)
     values, vectors = torch.linalg.eigh(gram / scale[:, None] / scale[None, :])
     kept = values > _RANK * values.max().clamp(min=1e-300)
     inverse = vectors[:, kept] / values[kept]
@@ -204,6 +200,18 @@ def _solve(gram: Tensor, cross: Tensor) -> Tensor:
         null = torch.linalg.qr(vectors[:, ~kept] / scale[:, None]).Q
         coef = coef - null @ (null.T @ coef)
     return coef
+
+
+def _root(gram: Tensor) -> Tensor:
+    """R with RᵀR = gram, exact whatever the units of the columns."""
+    scale = _scale(gram)
+    values, vectors = torch.linalg.eigh(gram / scale[:, None] / scale[None, :])
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T * scale
+
+
+def _scale(gram: Tensor) -> Tensor:
+    scale = gram.diagonal().clamp(min=0).sqrt()
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def _activations(acts: Tensor) -> Tensor:
