@@ -13,9 +13,11 @@ from torch import Tensor
 
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens has HookedTransformer (up to 3.9)."""
-    import transformer_lens
-
-    return hasattr(transformer_lens, "HookedTransformer")
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def has_bridge() -> bool:
@@ -115,7 +117,7 @@ def tiny(
 
 
 def random_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Any:
-    """A random Hugging Face GPT-2 with non-zero biases, saved to ``folder`` with GPT-2's own vocabulary size of 60."""
+    """A random Hugging Face GPT-2 with non-zero biases, saved to ``folder``; 60 tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)

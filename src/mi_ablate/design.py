@@ -82,19 +82,19 @@ def classes(labels: Int[Tensor, " n"] | Sequence[int], of: int | None = None, na
     if (counts == 0).any():
         empty = torch.nonzero(counts == 0).flatten().tolist()
         raise ValueError(f"Empty classes {empty[:8]} (of {of}): a class without examples has no mean. Renumber the labels.")
-    one_hot = torch.nn.functional.one_hot(index, of)
+    one_hot = torch.nn.functional.one_hot(index, of).to(torch.float64)
     return Design(one_hot, tuple(f"{name}={c}" for c in range(of)))
 
 
-def linear(values: Shaped[Tensor, " n"] | Sequence[float], name: str = "a") -> Design:
+def linear(values: Shaped[Tensor, " n"] | Sequence[int | float], name: str = "a") -> Design:
     """Return one column with the values themselves."""
     return Design(_reals(values)[:, None], (f"{name}:linear",))
 
 
 def polynomial(
-    values: Shaped[Tensor, " n"] | Sequence[float],
+    values: Shaped[Tensor, " n"] | Sequence[int | float],
     degree: int,
-    domain: tuple[float, float] | None = None,
+    domain: tuple[int | float, int | float] | None = None,
     name: str = "a",
 ) -> Design:
     """Return Legendre polynomials of degree 1 to ``degree``, with ``domain`` (default: the range) mapped to [-1, 1]."""
@@ -112,7 +112,7 @@ def polynomial(
 
 
 def fourier(
-    values: Shaped[Tensor, " n"] | Sequence[float], period: int | float, freqs: Iterable[int], name: str = "a"
+    values: Shaped[Tensor, " n"] | Sequence[int | float], period: int | float, freqs: Iterable[int], name: str = "a"
 ) -> Design:
     """Return cos and sin of 2πka/period for each frequency k, labelled ``a:cos k`` and ``a:sin k``.
 
@@ -128,7 +128,7 @@ def fourier(
 
 
 def helix(
-    values: Shaped[Tensor, " n"] | Sequence[float], periods: Iterable[int | float] = (2, 5, 10, 100), name: str = "a"
+    values: Shaped[Tensor, " n"] | Sequence[int | float], periods: Iterable[int | float] = (2, 5, 10, 100), name: str = "a"
 ) -> Design:
     """Return the generalized helix: a line, and cos and sin of 2πa/T, labelled ``a:cos T`` and ``a:sin T``."""
     x, periods = _reals(values), list(periods)
@@ -148,7 +148,7 @@ def _circles(terms: list[tuple[str, Tensor, int | float]], name: str) -> Design:
     return Design(torch.stack(columns, dim=1), tuple(labels))
 
 
-def _reals(values: Tensor | Sequence[float]) -> Tensor:
+def _reals(values: Tensor | Sequence[int | float]) -> Tensor:
     x = torch.as_tensor(values).to(torch.float64)
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"values have shape {list(x.shape)}; one number an example is needed.")

@@ -276,7 +276,7 @@ def removal_curve(
     return Curve(label, tuple(ks), values, scores, curve, ablation, tuple(places), len(tokens), runs.kind, step)
 
 
-def interval(values: Float[Tensor, " n"] | Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def interval(values: Float[Tensor, " n"] | Sequence[int | float], level: int | float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Return a confidence interval of the mean: Clopper-Pearson for 0/1 values, percentile bootstrap otherwise."""
     import numpy as np
     from scipy import stats
