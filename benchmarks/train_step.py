@@ -1,9 +1,10 @@
 """Claim: a training step of the toy trainer costs at most 1/2.4 of the same step through HookedTransformer.
 
-The model is the two-layer one of the recipe ``add97`` (d_model 128, 4 heads, LayerNorm, GELU, all biases, p = 97), the
-batch 512 random prompts. Baseline: ``F.cross_entropy(model(tokens)[:, -1], answers)``, backward and fused AdamW. Both
-start from the same weights and see the same batches; the losses of the first steps must agree before anything is
-timed. Then both are timed in turn, in CPU seconds of the process, and the medians' ratio is printed as one JSON line.
+The model is the two-layer one of the recipe ``add97`` (d_model 128, 4 heads, LayerNorm, GELU, all biases, p =
+97), the batch 512 random prompts. Baseline: ``F.cross_entropy(model(tokens)[:, -1], answers)``, backward and
+fused AdamW. Both start from the same weights and see the same batches; the losses of the first steps must
+agree before anything is timed. Then both are timed in turn, in CPU seconds of the process, and the medians'
+ratio is printed as one JSON line.
 
     python benchmarks/train_step.py [--rounds 60] [--steps 5] [--write]
 """
@@ -24,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_ablate.toys import train
+from mi_ablate.toys import stepper
 from mi_ablate.toys.config import ToyConfig
+from mi_ablate.toys.recipes import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "train_step.jsonl"
 CONFIG = ToyConfig(modulus=97)
@@ -33,7 +35,7 @@ BATCH = 512
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
-def baseline(config: ToyConfig, state: dict[str, Tensor], settings: train.TrainConfig) -> Step:
+def baseline(config: ToyConfig, state: dict[str, Tensor], settings: TrainConfig) -> Step:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -60,8 +62,8 @@ def baseline(config: ToyConfig, state: dict[str, Tensor], settings: train.TrainC
     return step
 
 
-def engine(config: ToyConfig, state: dict[str, Tensor], settings: train.TrainConfig) -> Step:
-    return train.Stepper(settings, state).step
+def engine(config: ToyConfig, state: dict[str, Tensor], settings: TrainConfig) -> Step:
+    return stepper.Stepper(settings, state).step
 
 
 def batches(config: ToyConfig, n: int, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -79,8 +81,8 @@ def seconds(step: Step, data: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def measure(rounds: int, steps: int) -> dict[str, object]:
-    settings = train.TrainConfig(config=CONFIG, warmup_steps=0, weight_decay=1.0, batch_size=BATCH)
-    state = train.initial_state(CONFIG, "log", seed=0)
+    settings = TrainConfig(config=CONFIG, warmup_steps=0, weight_decay=1.0, batch_size=BATCH)
+    state = stepper.initial_state(CONFIG, "log", seed=0)
     old, new = baseline(CONFIG, state, settings), engine(CONFIG, state, settings)
     gaps = [abs(float(old(*batch) - new(*batch))) for batch in batches(CONFIG, 10, seed=1)]
     if max(gaps) > 1e-4:
@@ -94,7 +96,8 @@ def measure(rounds: int, steps: int) -> dict[str, object]:
     ratios = [a / b for a, b in zip(times["old"], times["new"])]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {
-        "benchmark": "train_step", "ratio": round(middle, 3), "ratio_quartiles": [round(low, 3), round(high, 3)],
+        "benchmark": "train_step",
+        "ratio": round(middle, 3), "ratio_quartiles": [round(low, 3), round(high, 3)],
         "hooked_transformer_ms": round(1e3 * statistics.median(times["old"]), 3),
         "trainer_ms": round(1e3 * statistics.median(times["new"]), 3),
         "largest_loss_gap": max(gaps), "rounds": rounds, "steps": steps, "threads": torch.get_num_threads(),

@@ -1,9 +1,9 @@
 """What is trained: `TrainConfig`, the named recipes of the shipped models, and recipe files.
 
-``add97``, ``add97-wd0.1`` and ``addmul97`` are two-layer transformers on addition (and multiplication) mod 97;
-``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for grokking via mechanistic
-interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000 steps as in TransformerLens's demo
-(40,000 in the paper), and 113 output logits where their code has 114.
+``add97``, ``add97-wd0.1`` and ``addmul97`` are two-layer transformers on addition (and multiplication) mod
+97; ``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for grokking via mechanistic
+interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000 steps as in
+TransformerLens's demo (40,000 in the paper), and 113 output logits where their code has 114.
 """
 
 import json
@@ -37,7 +37,8 @@ class TrainConfig:
     steps: int = 5000
     evaluate_every: int = 100
     init: str = "log"
-    """"log": all weights N(0, 1/4)/sqrt(d_model); "nanda": N(0, 1)/sqrt(d_model), W_U N(0, 1)/sqrt(d_vocab)."""
+    """"log": all weights N(0, 1/4)/sqrt(d_model); "nanda": N(0, 1)/sqrt(d_model), W_U N(0,
+    1)/sqrt(d_vocab)."""
     stop_when_stable_for: int | None = None
     """Stop early once held-out accuracy was at least 0.99 at every evaluation of so many steps."""
 
@@ -50,7 +51,9 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1.")
         if not 0 < self.train_fraction < 1:
-            raise ValueError(f"train_fraction {self.train_fraction} must lie between 0 and 1, so that pairs are held out.")
+            raise ValueError(
+                f"train_fraction {self.train_fraction} must lie between 0 and 1, so that pairs are held out."
+            )
         check(self.config)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def load_recipe(name_or_path: str | Path) -> TrainConfig:
     path = Path(name_or_path)
     if path.suffix.lower() not in (".json", ".toml"):
         raise ValueError(
-            f"There is no recipe {name!r}. {nearest(name, RECIPES)} A file of settings must end in .json or .toml."
+            f"There is no recipe {name!r}. {nearest(name, RECIPES)} "
+            f"A file of settings must end in .json or .toml."
         )
     if not path.is_file():
         raise ValueError(f"There is no file {path}. The recipes are {', '.join(RECIPES)}.")
@@ -122,7 +126,9 @@ def _read(path: Path) -> Mapping[str, Any]:
             try:
                 import tomllib
             except ImportError:
-                raise ValueError(f"{path}: TOML needs Python 3.11 or later; write the same keys as JSON.") from None
+                raise ValueError(
+                    f"{path}: TOML needs Python 3.11 or later; write the same keys as JSON."
+                ) from None
             data = tomllib.loads(text)
         else:
             data = json.loads(text)

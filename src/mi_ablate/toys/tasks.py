@@ -1,7 +1,8 @@
 """Modular arithmetic as tokens: every prompt of a `ToyConfig`, its answers, its train split and its labels.
 
-Prompts are in one fixed order: by operation as the config lists them, then by a, then by b (fastest). Prompt number
-``i`` therefore has ``operation, a, b = i // p**2, i // p % p, i % p``. Nothing here needs TransformerLens.
+Prompts are in one fixed order: by operation as the config lists them, then by a, then by b (fastest). Prompt
+number ``i`` therefore has ``operation, a, b = i // p**2, i // p % p, i % p``. Nothing here needs
+TransformerLens.
 """
 
 import base64
@@ -58,13 +59,13 @@ def answers(config: ToyConfig) -> Int[Tensor, " n"]:
 
 
 def inputs(config: ToyConfig) -> dict[str, Int[Tensor, " n"]]:
-    """Return the operands "a" and "b" of all prompts and, with several operations, the "operation" (its index)."""
+    """Return the operands "a" and "b" of all prompts and, with several operations, the index "operation"."""
     operation, a, b = _grid(config)
     return {"a": a, "b": b} | ({"operation": operation} if len(config.operations) > 1 else {})
 
 
 def split(config: ToyConfig, fraction: float, seed: int) -> Bool[Tensor, " n"]:
-    """Return which prompts are trained on: ``int(fraction * p**2)`` random pairs of each operation, drawn apart.
+    """Return which prompts are trained on: ``int(fraction * p**2)`` pairs of each operation, drawn apart.
 
     Raises:
         ValueError: the fraction leaves no prompt to train on, or is above 1.
@@ -73,7 +74,8 @@ def split(config: ToyConfig, fraction: float, seed: int) -> Bool[Tensor, " n"]:
     count = int(fraction * pairs)
     if not 0 < count <= pairs:
         raise ValueError(
-            f"A train fraction of {fraction} gives {count} of {pairs} pairs; use one between {1 / pairs:.2g} and 1."
+            f"A train fraction of {fraction} gives {count} of {pairs} pairs; "
+            f"use one between {1 / pairs:.2g} and 1."
         )
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(len(config.operations), pairs, dtype=torch.bool)
