@@ -21,7 +21,7 @@ from torch import Tensor
 from mi_ablate import controls
 from mi_ablate.design import Design, classes, fourier
 from mi_ablate.effects import Curve, Effect, effect, removal_curve
-from mi_ablate.interventions import Ablate
+from mi_ablate.interventions import Ablate, Intervention, Rotate
 from mi_ablate.metrics import accuracy
 from mi_ablate.model import collect, last_residual, run, sites, split
 from mi_ablate.modular import discrete_log, spectrum
@@ -75,7 +75,7 @@ class Demo:
     frequencies: list[int]
     removal: dict[tuple[str, str], Curve]
     answer_circle: list[dict[str, Any]]
-    plane: dict[str, Any]
+    picture: dict[str, Any]
     attention: dict[str, Any]
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Demo:
         }
 
 
-def demo(
+def take_apart(
     toy: Toy,
     *,
     frequencies: int = 10,
@@ -137,7 +137,7 @@ def demo(
         frequencies=chosen,
         removal=removal,
         answer_circle=circle,
-        plane=_plane(task, acts, chosen),
+        picture=_picture(task, acts, chosen),
         attention=_attention(task),
         seconds=time.perf_counter() - start,
         settings={
@@ -160,21 +160,29 @@ def answer_circle(task: Task, acts: Float[Tensor, "n d"], frequencies: list[int]
     n, rows = len(acts), []
     third = torch.randperm(task.period, generator=torch.Generator().manual_seed(0)) % 3
     other = 1 + torch.randint(task.period - 1, (n,), generator=torch.Generator().manual_seed(1))
-    writes = [("a random other answer", other)] + [(f"+{d}", torch.tensor(d)) for d in SHIFTS]
+    writes = [("another answer", other)] + [(f"+{d}", torch.tensor(d)) for d in SHIFTS]
     for label, shift in writes:
         target = (task.values + shift) % task.period
         parts = [_write(task, acts, target, third, fold, frequencies, draws) for fold in range(3)]
         rows.append({"write": label, **_joined(parts)})
-    hours = fourier(task.values, task.period, frequencies, name="answer")
-    circle = fit(acts, hours).subspace(name="answer circle")
-    removed = effect(
-        task.toy.model,
-        task.tokens,
-        Ablate(circle, to=acts.double().mean(0)).at(last_residual(task.toy.model), pos=-1),
-        accuracy(task.tokens_of[task.values]),
-        draws=draws,
-    )
-    rows.append({"write": "the mean (ablation): own answer", **_joined([removed])})
+    return rows + _constant_edits(task, acts, frequencies, draws)
+
+
+def _constant_edits(task: Task, acts: Tensor, frequencies: list[int], draws: int) -> list[dict[str, Any]]:
+    """The circle rotated (each plane of frequency k by 2πkδ/p, whatever the input), and mean-ablated."""
+    found = fit(acts, _hours(task, task.values, frequencies))
+    planes = Subspace.span(found.coef, "answer circle, plane by plane")
+    beside = {kind: getattr(controls, kind)(acts) for kind in ("covariance", "pca")}
+    where, rows = last_residual(task.toy.model), []
+    edits: list[tuple[str, Intervention, int]] = [("the mean (ablation): own answer", Ablate(planes, to=acts.double().mean(0)), 0)]
+    if planes.rank == 2 * len(frequencies):
+        angle = 2 * torch.pi * torch.tensor(frequencies, dtype=torch.float64) / task.period
+        edits = [(f"turned by +{d}", Rotate(planes, angle * d), d) for d in SHIFTS] + edits
+    for label, edit, shift in edits:
+        answers = task.tokens_of[(task.values + shift) % task.period]
+        hooks = edit.at(where, pos=-1)
+        seen = effect(task.toy.model, task.tokens, hooks, accuracy(answers), controls=beside, draws=draws)
+        rows.append({"write": label, **_joined([seen])})
     return rows
 
 
@@ -188,14 +196,11 @@ def _write(
     draws: int,
 ) -> Effect:
     """Write the targets of one third of the answers, with a fit to the others."""
-
-    def hours(values: Tensor) -> Design:
-        return fourier(values, task.period, frequencies, name="answer")
-
     seen = third[task.values] != fold
     here = third[target] == fold
-    known = fit(acts[seen], hours(task.values[seen]))
-    wanted = hours(target[here])
+    design = _hours(task, task.values[seen], frequencies)
+    known = fit(acts[seen], design)
+    wanted = _hours(task, target[here], frequencies)
     edit = Ablate(known.subspace(name="answer circle"), to=known.predict(wanted))
     drawn = controls.covariance(acts)
     return effect(
@@ -204,7 +209,7 @@ def _write(
         edit.at(last_residual(task.toy.model), pos=-1),
         accuracy(task.tokens_of[target[here]]),
         controls={
-            "shuffled labels": controls.shuffled(acts[seen], hours(task.values[seen]), wanted),
+            "shuffled labels": controls.shuffled(acts[seen], design, wanted),
             "covariance-drawn": drawn,
         },
         draws=draws,
@@ -254,6 +259,8 @@ def _removal_every(task: Task, draws: int, full: bool, report: Report) -> dict[t
     most = min(40, *(s.rank for s in basis.values()))
     ks = [k for k in (range(most + 1) if full else SPARSE) if k <= most]
     curves = {}
+    if full:
+        report(f"estimate for every site: {_estimate(task, held, 3 * (len(ks) - 1) * 22) / 60:.0f} minutes")
     for ablation in ("zero", "mean", "resample") if full else ("zero",):
         report(f"removal at every site, {ablation}, {len(held)} held-out inputs, {len(ks) - 1} k, {draws} draws")
         curves["every site", ablation] = removal_curve(
@@ -266,6 +273,16 @@ def _removal_every(task: Task, draws: int, full: bool, report: Report) -> dict[t
             draws=20 if full else draws,
         )
     return curves
+
+
+def _estimate(task: Task, rows: Tensor, passes: int) -> float:
+    """Seconds for ``passes`` replays of the last position of ``rows``, from one timed pass over some of them."""
+    some = rows[:1000]
+    start = time.perf_counter()
+    with torch.no_grad():
+        run(task.toy.model, task.tokens[some])
+    share = 1 if task.toy.config.attention == "bidirectional" else 1 / task.tokens.shape[1]
+    return (time.perf_counter() - start) * len(rows) / len(some) * passes * share
 
 
 def _present(values: Tensor) -> Design:
@@ -282,25 +299,28 @@ def _planes(task: Task, acts: Tensor) -> Subspace:
     return Subspace.span(pairs[order].flatten(0, 1), "frequency planes")
 
 
-def _plane(task: Task, acts: Tensor, frequencies: list[int]) -> dict[str, Any]:
-    """The picture: class means and predictions for unseen answers, in the plane of the strongest answer frequency."""
+def _picture(task: Task, acts: Tensor, frequencies: list[int]) -> dict[str, Any]:
+    """Class means and predictions in the fit's own cos and sin of its two strongest frequencies; a third is unseen."""
     third = torch.randperm(task.period, generator=torch.Generator().manual_seed(0)) % 3
     seen = third[task.values] != 0
-    known = fit(acts[seen], fourier(task.values[seen], task.period, frequencies, name="answer"))
+    known = fit(acts[seen], _hours(task, task.values[seen], frequencies))
     energy = (known.coef.unflatten(0, (-1, 2)) ** 2).sum((1, 2))
-    k = frequencies[int(energy.argmax())]
-    plane = known.subspace(f"answer:cos {k}", f"answer:sin {k}")
+    strongest = torch.argsort(energy, descending=True)[:2].tolist()
     every = torch.arange(task.period)
     means = torch.stack([acts[task.values == v].double().mean(0) for v in every])
-    predicted = known.predict(fourier(every, task.period, frequencies, name="answer"))
-    centre = known.mean
+    hands = torch.linalg.pinv(known.coef)
+    coords = (means - known.intercept) @ hands
+    predicted = (known.predict(_hours(task, every, frequencies)) - known.intercept) @ hands
     return {
-        "frequency": k,
-        "answers": task.tokens_of.tolist(),
-        "means": plane.coords(means - centre),
-        "predicted": plane.coords(predicted - centre),
-        "unseen": third == 0,
+        "planes": {frequencies[i]: coords[:, 2 * i : 2 * i + 2] for i in strongest},
+        "predicted": {frequencies[i]: predicted[:, 2 * i : 2 * i + 2] for i in strongest},
+        "fitted": third != 0,
     }
+
+
+def _hours(task: Task, values: Int[Tensor, " n"], frequencies: list[int]) -> Design:
+    """The design of the answer circle."""
+    return fourier(values, task.period, frequencies, name="answer")
 
 
 def _attention(task: Task) -> dict[str, Any]:
@@ -311,8 +331,10 @@ def _attention(task: Task) -> dict[str, Any]:
     names = list(sites(model, "pattern"))
     row = len(task.tokens) // 3 + 5
     shown = collect(model, task.tokens[row : row + 1], names, pos=None)
-    mean = {n: x.mean(0) for n, x in collect(model, task.tokens[:2000], names, pos=None).items()}
+    several = task.tokens[:: max(1, len(task.tokens) // 1000)]
+    mean = {n: x.mean(0) for n, x in collect(model, several, names, pos=None).items()}
     return {
+        "n": len(several),
         "tokens": labels(task.toy.config, task.tokens[row]),
         "names": [f"L{layer}H{head}" for layer in range(len(names)) for head in range(model.cfg.n_heads)],
         "patterns": torch.cat([shown[n][0].transpose(0, 1) for n in names]),
