@@ -182,11 +182,11 @@ def effect(
     hooks = list(hooks)
     if not hooks:
         raise ValueError("effect needs at least one hook: edit.at('blocks.0.hook_resid_post', pos=-1).")
-    moments = _site_moments(model, tokens, hooks, attention_mask, batch_size)
+    runs = replay(model, tokens, hooks, metric, attention_mask=attention_mask, batch_size=batch_size)
+    moments = _site_moments(model, tokens, hooks, attention_mask, batch_size, runs.acts)
     if controls is None:
         plain = all(isinstance(h, Placed) and (not isinstance(h.intervention, Ablate) or h.intervention.subspace) for _, h in hooks)
         controls = {kind: from_moments(kind, moments) for kind in ("covariance", "pca")} if plain else {}
-    runs = replay(model, tokens, hooks, metric, attention_mask=attention_mask, batch_size=batch_size)
     reference = _clean_logits(runs, metric)
     removed = {"edited": _variance(hooks, moments)}
     scores = {}
@@ -242,13 +242,13 @@ def removal_curve(
     """
     places = _places(subspace, at)
     ks = _ks(places, ks, step)
-    hooks = {k: _removal(places, k, pos, None) for k in ks[1:2]}
-    moments = _site_moments(model, tokens, hooks[ks[1]], attention_mask, batch_size)
+    smallest = _removal(places, ks[1], pos, None)
+    runs = replay(model, tokens, smallest, metric, attention_mask=attention_mask, batch_size=batch_size)
+    moments = _site_moments(model, tokens, smallest, attention_mask, batch_size, runs.acts)
     targets = _targets(model, tokens, places, ablation, pos, attention_mask, batch_size, moments, seed)
     treatment = {k: _removal(places, k, pos, targets) for k in ks[1:]}
     if controls is None:
         controls = {kind: from_moments(kind, moments) for kind in ("covariance", "pca")}
-    runs = replay(model, tokens, treatment[ks[1]], metric, attention_mask=attention_mask, batch_size=batch_size)
     reference = _clean_logits(runs, metric)
     seeds = {name: range(draws if getattr(c, "random", True) else 1) for name, c in controls.items()}
     total, done = (len(ks) - 1) * (1 + sum(len(s) for s in seeds.values())), 0
@@ -350,14 +350,23 @@ def _targets(
 
 
 def _site_moments(
-    model: HookedModel, tokens: Tensor, hooks: FwdHooks, mask: Tensor | None, batch_size: int | None
+    model: HookedModel,
+    tokens: Tensor,
+    hooks: FwdHooks,
+    mask: Tensor | None,
+    batch_size: int | None,
+    known: Mapping[str, Tensor],
 ) -> dict[str, Moments]:
     """Mean and covariance of the clean vectors that each placed hook addresses, one pass a kind of position."""
     placed: dict[str, Placed] = {}
-    for name, hook in hooks:
-        if isinstance(hook, Placed):
-            placed.setdefault(name, hook)
     found: dict[str, Moments] = {}
+    for name, hook in hooks:
+        if not isinstance(hook, Placed):
+            continue
+        if name in known:
+            found[name] = Moments().update(_part(known[name], hook))
+        else:
+            placed.setdefault(name, hook)
     groups: dict[int, list[str]] = {}
     readable: dict[int, Pos] = {}
     for name, hook in placed.items():

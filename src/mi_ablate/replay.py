@@ -10,14 +10,14 @@ Three ways, tried in this order; each but the last is checked against an ordinar
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_ablate._positions import Window
+from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Placed
 from mi_ablate.metrics import PositionMetric
@@ -37,6 +37,8 @@ class Replay:
     kind: str
     batches: tuple[Batch, ...]
     n: int
+    acts: dict[str, Float[Tensor, "n d"]] = field(default_factory=dict)
+    """Clean activations at the edited position that were kept anyway, by site."""
 
     def logits(self, hooks: FwdHooks) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b p v"]]]:
         """Yield (rows, logits); the replayed positions end with the last one, so count from the end."""
@@ -91,7 +93,11 @@ def replay(
 
         def whole(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
             with attached(model, edits):
-                return run(model, *state)
+                logits = run(model, *state)
+            if state[1] is None or not isinstance(metric, PositionMetric):
+                return logits
+            window = Window(0, state[1].bool())  # the metric's position counts real tokens too
+            return resolve(metric.pos, logits, None, window).take(logits)[:, None].expand_as(logits)
 
         batches.append((rows, (part, mask), whole))
     return Replay("whole", tuple(batches), len(tokens))
@@ -114,7 +120,7 @@ def _readout(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | Non
             return None
     size = batch_size or min(2048, default_batch_size(model, 1))
     parts = [(rows, acts[rows], logits) for rows in torch.arange(len(tokens)).split(size)]
-    return Replay("readout", tuple(parts), len(tokens))
+    return Replay("readout", tuple(parts), len(tokens), {name: acts[:, 0]})
 
 
 def _cacheable(model: Any, tokens: Tensor) -> bool:
