@@ -54,7 +54,8 @@ def load_model(
         revision: A branch, tag or commit on the Hugging Face Hub; for names alone.
         process: Fold LayerNorm and centre weights as TransformerLens does by default (``from_pretrained``;
             ``enable_compatibility_mode`` on a bridge).
-        kw: Passed on to TransformerLens (``tokenizer=``, ``hf_model=``, ``n_ctx=`` ...); toys take none.
+        kw: Passed on to TransformerLens (``tokenizer=``, ``n_ctx=`` ...); toys take none. With ``hf_model=``
+            its weights and config are used, nothing is fetched, and the name is a label.
 
     Raises:
         ValueError: an unknown name (with the nearest ones), a folder that holds no model, a device that this
@@ -72,12 +73,12 @@ def load_model(
                 f"{str(name_or_path)!r} is a toy, which takes dtype and device alone, not {', '.join(given)}."
             )
         return checkpoints.load(name_or_path, device=device or "cpu", dtype=precision).model
-    if path.is_dir():
+    if path.is_dir() or kw.get("hf_model") is not None:
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r} names a version on the Hub; {str(path)!r} is a local folder."
+                f"revision={revision!r} names a version on the Hub; {str(path)!r} is loaded locally."
             )
-        config = _folder_config(path)
+        config = _folder_config(path) if kw.get("hf_model") is None else _model_config(kw["hf_model"])
         load = _folder_hooked if _hooked_class() else _folder_bridge
         model = load(path, config, precision, device, process, kw)
     else:
@@ -138,10 +139,16 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _model_config(hf_model: Any) -> dict[str, Any]:
+    """Return what config.json would hold had ``hf_model`` been saved."""
+    config = json.loads(hf_model.config.to_json_string(use_diff=False))
+    return {**config, "architectures": [type(hf_model).__name__]}
+
+
 def _folder_hooked(
     folder: Path, config: dict[str, Any], dtype: torch.dtype, device: Any, process: bool, kw: dict[str, Any]
 ) -> Any:
-    """Load a local folder as a HookedTransformer.
+    """Load a local folder, or ``hf_model``, as a HookedTransformer.
 
     TransformerLens guesses the architecture from the *path* before it looks at the config ("llama", "bert",
     "t5" anywhere in it), and needs GPT-2's old ``n_ctx``, which transformers 5 no longer writes. So it is
@@ -178,29 +185,23 @@ def _folder_hooked(
 def _folder_bridge(
     folder: Path, config: dict[str, Any], dtype: torch.dtype, device: Any, process: bool, kw: dict[str, Any]
 ) -> Any:
-    """Load a local folder as a TransformerBridge, with or without a tokenizer."""
+    """Load a local folder, or ``hf_model``, as a TransformerBridge, with or without a tokenizer."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    if "tokenizer" in kw or _has_tokenizer(folder):
+    if kw.get("tokenizer") is not None or _has_tokenizer(folder):
         model = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, **kw)
     else:
         from transformer_lens.model_bridge.sources import build_bridge_from_module
-        from transformer_lens.utilities import get_device
         from transformers import AutoModelForCausalLM
 
-        hf_model = kw.pop("hf_model", None)
+        hf_model = kw.get("hf_model")
         if hf_model is None:
             hf_model = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=dtype, attn_implementation="eager", **kw
             )
-        hf_model = hf_model.to(device or get_device())
-        model = build_bridge_from_module(
-            hf_model,
-            config["architectures"][0],
-            hf_config=hf_model.config,
-            dtype=dtype,
-            model_name=str(folder),
-        )
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        hf_model = hf_model if device is None else hf_model.to(device)
+        model = build_bridge_from_module(hf_model, config["architectures"][0], hf_config=hf_model.config)
     model.cfg.model_name = folder.resolve().name
     return _finish_bridge(model, process)
 
@@ -218,9 +219,8 @@ def _named(
                 return make(name, dtype=dtype, device=device and str(device), **kw)
         from transformer_lens.model_bridge import TransformerBridge
 
-        return _finish_bridge(
-            TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **kw), process
-        )
+        model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **kw)
+        return _finish_bridge(model, process)
     except OSError as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         aliases = _aliases()
@@ -248,10 +248,9 @@ def _finish_bridge(model: Any, process: bool) -> Any:
 def _known(name: str) -> str:
     """Return the name to load, or raise a ValueError with the nearest names instead of asking the network."""
     aliases = _aliases()
-    if name in aliases:
-        return aliases[name]
-    if name.lower() in aliases:
-        return aliases[name.lower()]
+    for asked in (name, name.lower()):
+        if asked in aliases:
+            return aliases[asked]
     if name.startswith((".", "~", "/")) or Path(name).suffix in (".safetensors", ".json", ".pt", ".pth"):
         raise ValueError(f"There is no file or folder {name!r}.")
     if _hooked_class() is None and name.count("/") == 1:
@@ -273,10 +272,11 @@ def _aliases() -> dict[str, str]:
     registry = importlib.import_module("transformer_lens.tools.model_registry.registry_io")
     old = registry.load_model_aliases()
     found = {alias: name for name, short in old.items() for alias in short}
-    found |= {
-        entry["model_id"]: entry["model_id"] for entry in registry.load_supported_models_raw()["models"]
-    }
-    return found | {name: name for name in old}
+    listed = [entry["model_id"] for entry in registry.load_supported_models_raw()["models"]]
+    plain = [
+        name.removeprefix("openai-community/") for name in listed
+    ]  # the Hub still knows GPT-2 without it
+    return {name: name for name in plain} | found | {name: name for name in [*listed, *old]}
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -82,7 +82,7 @@ def build(
     """Return the model in eval mode: logits ``[batch pos config.n_answers]`` from tokens ``Int[batch pos]``.
 
     ``state`` is checked (see `complete`) before anything is built, and its tensors are copied. Without it the
-    weights are those that training starts from with ``seed`` (`train.initial_state`, "log"), the same on
+    weights are those that training starts from with ``seed`` (`stepper.initial_state`, "log"), the same on
     every version; the global random state is left alone.
 
     Raises:
@@ -93,7 +93,7 @@ def build(
         raise ValueError(f"act_fn {config.act_fn!r} must be one of {', '.join(ACTIVATIONS)}.")
     device = usable_device(device)
     if state is None:
-        from .train import initial_state
+        from .stepper import initial_state
 
         state = initial_state(config, "log", seed)
     full = complete(config, state)
