@@ -1,0 +1,15 @@
+"""Pictures: data in, a plotly Figure (or circuitsvis attention) out. Nothing is measured or fitted here.
+
+plotly and circuitsvis are imported when a picture is drawn, so importing this package costs neither.
+
+>>> from mi_ablate.figures import spectrum
+>>> spectrum([1, 2, 3], [0.1, 0.8, 0.1], chosen=[2]).data[0].y
+(0.1, 0.8, 0.1)
+"""
+
+from mi_ablate.figures.bars import spectrum
+from mi_ablate.figures.circles import answer_circle
+from mi_ablate.figures.curves import removal
+from mi_ablate.figures.heads import AttentionPicture, attention
+
+__all__ = ["AttentionPicture", "answer_circle", "attention", "removal", "spectrum"]

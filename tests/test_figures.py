@@ -1,0 +1,234 @@
+"""Figures hold the numbers they are given, refuse what they cannot draw, and cost nothing to import."""
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from mi_ablate.effects import Curve
+from mi_ablate.figures import answer_circle, attention, heads, removal, spectrum
+
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def curve(ablation="zero", metric="accuracy", start=1.0):
+    values = torch.tensor([start, 0.97, 0.6, 0.1], dtype=torch.float64)
+    covariance = torch.tensor([[1.0, 0.9, 0.8, 0.7], [1.0, 0.7, 0.4, 0.3]], dtype=torch.float64)
+    pca = torch.tensor([[1.0, 0.95, 0.5, 0.2]], dtype=torch.float64)
+    shares = torch.tensor([0.0, 0.3, 0.5, 0.8], dtype=torch.float64)
+    removed = {"edited": shares, "covariance": shares / 2, "pca": shares * 1.1}
+    controls = {"covariance": covariance, "pca": pca}
+    return Curve(
+        metric, (0, 2, 4, 6), values, controls, removed, ablation, ("blocks.0.hook_resid_post",), 10, "tail"
+    )
+
+
+def named(figure, name):
+    (trace,) = [t for t in figure.data if t.name == name]
+    return trace
+
+
+def test_removal_holds_the_numbers():
+    figure = removal({"zero": curve()}, "A title")
+    line = named(figure, "zero: k@95% = 2-3")
+    assert list(line.x) == [0, 2, 4, 6]
+    assert list(line.y) == [1.0, 0.97, 0.6, 0.1]
+    assert [row[1] for row in line.customdata] == [0.0, 0.3, 0.5, 0.8]
+    mean = named(figure, "zero, covariance (2 draws)")
+    assert list(mean.y) == pytest.approx([1.0, 0.8, 0.6, 0.5])
+    band = named(figure, "zero, covariance range")
+    assert list(band.y) == [1.0, 0.9, 0.8, 0.7, 0.3, 0.4, 0.7, 1.0]
+    assert band.legendgroup == mean.legendgroup
+    assert named(figure, "zero, pca").line.dash == "dash"
+    ring = named(figure, "zero, k@95%")
+    assert (list(ring.x), list(ring.y)) == ([2], [0.97])
+    assert figure.layout.title.text == "A title"
+    assert "last k before the first fall below 95%" in figure.layout.legend.title.text.replace("<br>", " ")
+
+
+def test_removal_switches_to_the_variance():
+    figure = removal({"zero": curve(), "mean": curve("mean")})
+    to_k, to_variance = figure.layout.updatemenus[0].buttons
+    for button in (to_k, to_variance):
+        assert len(button.args[0]["x"]) == len(figure.data)
+    for trace, x in zip(figure.data, to_k.args[0]["x"]):
+        assert list(trace.x) == list(x)
+    place = [t.name for t in figure.data].index("mean, covariance (2 draws)")
+    assert list(to_variance.args[0]["x"][place]) == pytest.approx([0.0, 0.15, 0.25, 0.4])
+
+
+def test_removal_has_a_colour_for_each_curve_and_no_ring_without_k():
+    many = {f"curve {i}": curve() for i in range(8)}
+    figure = removal(many, tau=1.5)
+    lines = [t for t in figure.data if t.name.endswith("= none")]
+    assert len(lines) == 8
+    assert len({t.line.color for t in lines}) == 6
+    assert not [t for t in figure.data if t.mode == "markers"]
+
+
+def test_removal_says_what_it_needs():
+    with pytest.raises(ValueError, match=r"no curve to draw: removal\(\{'zero'"):
+        removal({})
+    with pytest.raises(ValueError, match="accuracy, kl; draw one figure for each"):
+        removal({"a": curve(), "b": curve(metric="kl")})
+    with pytest.raises((TypeError, TypeCheckError)):
+        removal(curve())
+
+
+def test_curve_plots_itself():
+    assert named(curve("mean").plot(), "mean: k@95% = 2-3").line.width == 2.5
+
+
+def test_spectrum_parts_chosen_from_the_rest():
+    figure = spectrum(torch.arange(1, 5), torch.tensor([0.1, 0.5, 0.3, 0.1]), chosen=[3, 2], title="Energy")
+    chosen, rest = figure.data
+    assert (list(chosen.x), list(chosen.text)) == ([2, 3], ["2", "3"])
+    assert list(chosen.y) == pytest.approx([0.5, 0.3])
+    assert list(rest.x) == [1, 4]
+    assert len(spectrum([1, 2], [0.5, 0.5]).data) == 1
+    with pytest.raises(ValueError, match=r"chosen has \[9\], which are not among the frequencies 1 .. 2"):
+        spectrum([1, 2], [0.5, 0.5], chosen=[9])
+    with pytest.raises(ValueError, match="2 frequencies but 1 shares"):
+        spectrum([1, 2], [0.5])
+
+
+def circle(p=7, k=3):
+    angle = 2 * math.pi * k * torch.arange(p) / p
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+WRITES = [
+    {
+        "write": "+1",
+        "accuracy": 0.99,
+        "controls": {"shuffled labels": {"mean": 0.1, "low": 0.0, "high": 0.3}},
+    },
+    {"write": "+5", "accuracy": 0.97, "low": 0.9, "high": 1.0, "controls": {}},
+]
+
+
+def test_answer_circle_holds_means_predictions_and_bars():
+    fitted = torch.tensor([True, True, False, True, False, True, True])
+    figure = answer_circle({3: circle() * 1.1, 2: circle(k=2)}, {3: circle(), 2: circle(k=2)}, fitted, WRITES)
+    drawn = [t for t in figure.data if t.name == "held-out answers" and t.x[0] is not None]
+    assert [len(t.x) for t in drawn] == [2, 2]
+    assert drawn[0].x[0] == pytest.approx(1.1 * float(circle()[2, 0]))
+    assert [text.split("<br>")[0] for text in drawn[0].hovertext] == ["answer 2", "answer 4"]
+    assert list(drawn[0].marker.color) == [6, 5]
+    predicted = next(t for t in figure.data if t.name == "prediction, held out" and t.x[0] is not None)
+    assert predicted.y[1] == pytest.approx(float(circle()[4, 1]))
+    treatment, shuffled = (t for t in figure.data if t.type == "bar")
+    assert (list(treatment.x), list(treatment.y)) == (["+1", "+5"], [0.99, 0.97])
+    assert list(treatment.error_y.arrayminus) == pytest.approx([0, 0.07])
+    assert list(shuffled.y) == [0.1, None]
+    assert list(shuffled.error_y.array) == pytest.approx([0.2, 0])
+
+
+def test_answer_circle_without_bars_or_held_out_answers():
+    figure = answer_circle({3: circle()}, {3: circle()}, torch.ones(7, dtype=torch.bool))
+    assert {t.type for t in figure.data} == {"scatter"}
+    assert "held-out answers" not in {t.name for t in figure.data}
+
+
+def test_answer_circle_says_what_does_not_fit():
+    fitted = torch.ones(7, dtype=torch.bool)
+    with pytest.raises(ValueError, match="no plane to draw"):
+        answer_circle({}, {}, fitted)
+    with pytest.raises(ValueError, match=r"frequencies \[3\], but predicted \[2\]"):
+        answer_circle({3: circle()}, {2: circle()}, fitted)
+    with pytest.raises(ValueError, match=r"writes\[0\] has \['accuracy'\], without \['write'\]"):
+        answer_circle({3: circle()}, {3: circle()}, fitted, [{"accuracy": 1.0}])
+    with pytest.raises((ValueError, TypeCheckError)):
+        answer_circle({3: circle(5)}, {3: circle(5)}, fitted)
+
+
+def test_wide_and_narrow_layouts_change_the_same_keys():
+    fitted = torch.tensor([True] * 5 + [False] * 2)
+    figures = [
+        removal({"zero": curve()}),
+        spectrum([1], [1.0]),
+        answer_circle({3: circle()}, {3: circle()}, fitted, WRITES),
+    ]
+    for figure in figures:
+        assert set(figure.layout.meta["wide"]) == set(figure.layout.meta["narrow"])
+        assert "height" in figure.layout.meta["wide"]
+
+
+def patterns(n_heads=2, n=3):
+    return torch.rand(n_heads, n, n, generator=torch.Generator().manual_seed(0)).tril()
+
+
+def test_attention_rounds_and_keeps_tokens_inert():
+    picture = attention(patterns() / 3, [HOSTILE, "<!--", "="], names=["0.0", "0.1"])
+    html, needs_bundle = picture.fragment("here")
+    assert needs_bundle
+    assert HOSTILE not in html
+    assert "<!--" not in html
+    assert html.count("<script") == html.count("</script") == 1
+    assert '<div id="here"' in html
+    assert all(len(number) <= 6 for number in re.findall(r"\d\.\d+", picture.props))
+    assert "unpkg" not in picture._repr_html_()
+    assert HOSTILE not in picture._repr_html_()
+
+
+def test_attention_masks_only_causal_patterns():
+    assert '"maskUpperTri": true' in attention(patterns(), list("ab=")).props
+    assert '"maskUpperTri": false' in attention(torch.full((2, 3, 3), 1 / 3), list("ab=")).props
+
+
+def test_attention_takes_half_precision_and_gradients():
+    half = patterns().bfloat16().requires_grad_()
+    assert attention(half, list("ab=")).props == attention(half.detach().float(), list("ab=")).props
+
+
+def test_equal_pictures_have_equal_html():
+    first, second = (attention(patterns(), list("ab=")).fragment() for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("values", "tokens", "names", "message"),
+    [
+        (
+            patterns()[None],
+            "ab=",
+            None,
+            r"shape \[1, 2, 3, 3\], with a batch axis; give one prompt: patterns\[0\]",
+        ),
+        (patterns()[0], "ab=", None, r"For one head: patterns\[None\]"),
+        (patterns(), "ab", None, "3 queries and 3 keys, but there are 2 tokens"),
+        (patterns()[:, :2], "ab=", None, "2 queries and 3 keys"),
+        (patterns() * float("nan"), "ab=", None, r"not finite in heads \[0, 1\]"),
+        (patterns(), "ab=", ["one"], "2 heads but 1 names"),
+        (patterns()[:0], "ab=", None, "nothing to draw"),
+    ],
+)
+def test_attention_says_what_does_not_fit(values, tokens, names, message):
+    with pytest.raises(ValueError, match=message):
+        attention(values, list(tokens), names)
+
+
+def test_attention_refuses_one_string():
+    with pytest.raises((ValueError, TypeCheckError), match="tokens"):
+        attention(patterns(), "ab=")
+
+
+def test_the_bundle_is_one_script():
+    script = heads.bundle()
+    assert "CircuitsVis" in script
+    for opens in ("</script", "<!--", "sourceMappingURL"):
+        assert opens not in script
+
+
+def test_importing_figures_imports_no_plotting_library():
+    code = (
+        "import sys, mi_ablate.figures, mi_ablate.report\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'plotly', 'circuitsvis', 'transformer_lens'}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
