@@ -116,8 +116,6 @@ def load(
         raise ArtefactError(f"{path} holds one value for each of its own prompts; give load(..., tokens=) the same tokens.")
     try:
         hooks = [_hook(entry, tensors) for entry in header["hooks"]]
-    except ArtefactError:
-        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ArtefactError(f"{path}: its card does not describe usable hooks ({error}).") from None
     if model is not None:
@@ -185,7 +183,7 @@ def _hook(entry: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[str, Place
 
     operation = entry["operation"]
     if operation not in _CLASSES:
-        raise ArtefactError(f"Unknown operation {operation!r}. {nearest(str(operation), _CLASSES)}")
+        raise ValueError(f"unknown operation {operation!r}; known: {', '.join(_CLASSES)}")
     edit = _CLASSES[operation](**{key: back(value) for key, value in entry["values"].items()})
     where = {key: back(entry[key]) for key in ("pos", "head", "unit")}
     [(name, placed)] = edit.at(entry["site"], **where, when=entry["when"])
