@@ -158,8 +158,8 @@ def test_wide_and_narrow_layouts_change_the_same_keys():
         assert "height" in figure.layout.meta["wide"]
 
 
-def patterns(n_heads=2, n=3):
-    return torch.rand(n_heads, n, n, generator=torch.Generator().manual_seed(0)).tril()
+def patterns(seed=0):
+    return torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(seed)).tril()
 
 
 def test_attention_rounds_and_keeps_tokens_inert():

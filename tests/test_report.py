@@ -23,7 +23,10 @@ def sections():
     plots = [spectrum([1, 2], [0.4, 0.6], [2], f"Energy {i} {HOSTILE}") for i in range(2)]
     plots.append(removal({"zero": curve(), HOSTILE: curve()}, "Removal"))
     heads = [attention(patterns(), [HOSTILE, "b", "="]) for _ in range(3)]
-    rows = [{"k": 1, "accuracy": 0.123456, "site": HOSTILE}, {"k": 2, "accuracy": None, "site": "`x`"}]
+    rows = [
+        {"k": 1, "accuracy": torch.tensor(0.123456), "site": HOSTILE},
+        {"k": 2, "accuracy": None, "site": "`x`"},
+    ]
     return [
         Section("Figures", f"Text with `code`, & {HOSTILE}.\n\nSecond.", plots),
         Section(f"Attention {HOSTILE}", "", ["A paragraph.", *heads]),
@@ -111,6 +114,8 @@ def test_what_a_page_cannot_show(tmp_path):
         page(tmp_path / "report", "X", [])
     with pytest.raises((TypeError, TypeCheckError), match="str"):
         page(tmp_path / "x.html", "X", ["text"])
+    with pytest.raises((TypeError, TypeCheckError)):
+        page(tmp_path / "x.html", "X", [Section("One", "", spectrum([1], [1.0]))])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,6 +167,16 @@ def test_the_page_draws_offline_without_console_errors(written, tmp_path, width)
     body = dom.split("<body>")[1]
     assert body.count("<h2") >= 3
     assert HOSTILE not in body.replace("\\u003c", "")
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_attention_offline(tmp_path):
+    cells = [attention(patterns(seed), [HOSTILE, "b", "="])._repr_html_() for seed in range(2)]
+    notebook = tmp_path / "cells.html"
+    notebook.write_text("<!doctype html><meta charset=utf-8>" + "".join(cells), encoding="utf-8")
+    dom, log = open_offline(notebook, tmp_path / "profile", 1200)
+    assert [line for line in log.splitlines() if "CONSOLE" in line] == []
+    assert dom.count("<canvas role") == 2 * 3
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ figure { margin: 1.2rem 0; padding: 12px; background: #ffffff; color: #1d1d1f;
   border: 1px solid var(--line); border-radius: 8px;
   overflow-x: auto; color-scheme: only light; }
 figcaption { font-weight: 600; padding: 4px 6px 8px; }
+.attention { max-width: 760px; }
 .attention h3 { font-size: 0.95rem; }
 .attention h4 { font-size: 11px; line-height: 1.2; white-space: nowrap; }
 .attention div[style*="flex: 0 0 8.33"] { min-width: 92px; }
@@ -61,7 +62,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; \
+script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; \
 worker-src blob:; base-uri 'none'; form-action 'none'">
 <link rel="icon" href="data:,">
 <title>$title</title>

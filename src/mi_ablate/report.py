@@ -93,6 +93,11 @@ class _Parts:
 
 
 def _section(parts: _Parts, number: int, section: Section) -> str:
+    if not isinstance(section.content, list | tuple):
+        what = type(section.content).__name__
+        raise TypeError(
+            f"Section {section.heading!r} has a {what} as its content; give a list: [figure, rows]."
+        )
     items = [_item(parts, item, section.heading) for item in section.content]
     inside = "\n".join([_paragraphs(section.text), *items])
     return f'<section id="section-{number}">\n<h2>{html.escape(section.heading)}</h2>\n{inside}\n</section>'
@@ -157,7 +162,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A nested row, such as those of `Curve.table`, with one column for each inner value."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        inner = _flat(value) if isinstance(value, Mapping) else {"": value}
+        scalar = value.item() if getattr(value, "ndim", None) == 0 else value
+        inner = _flat(scalar) if isinstance(scalar, Mapping) else {"": scalar}
         flat |= {f"{key} {name}".strip(): cell for name, cell in inner.items()}
     return flat
 
@@ -169,8 +175,6 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    if hasattr(value, "ndim") and value.ndim == 0:
-        value = value.item()
     if isinstance(value, float):
         if value != value:
             return "–"

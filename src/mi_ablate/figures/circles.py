@@ -66,8 +66,8 @@ def answer_circle(
         figure.update_xaxes(type="category", showticklabels=True, row=1, col=columns)
         figure.update_yaxes(title=metric, showgrid=True, showticklabels=True, **scale, row=1, col=columns)
     figure.update_layout(barmode="group", bargap=0.25, legend={"tracegroupgap": 4})
-    wide, narrow = _layouts(figure, columns)
-    margin = {"l": 20, "r": 10, "t": 45, "b": 55}
+    wide, narrow = _layouts(figure, columns, bool(writes))
+    margin = {"l": 20, "r": 10, "t": 45, "b": 60}
     return finish(figure, title, height=450, margin=margin, wide=wide, narrow=narrow)
 
 
@@ -159,7 +159,7 @@ def _bars(writes: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
     names = list(dict.fromkeys(name for row in writes for name in row.get("controls", {})))
     ends = ("low", "high")
     treatment = [{"mean": row[metric], **{end: row[end] for end in ends if end in row}} for row in writes]
-    series = {"treatment": treatment}
+    series = {"fitted circle": treatment}
     series |= {name: [row.get("controls", {}).get(name, {}) for row in writes] for name in names}
     label = {"textposition": "outside", "textangle": 0, "constraintext": "none", "textfont": {"size": 11}}
     group = {"legendgroup": "bars", "legendgrouptitle": {"text": "written with"}}
@@ -188,7 +188,7 @@ def _bars(writes: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
     return traces
 
 
-def _layouts(figure: Any, columns: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _layouts(figure: Any, columns: int, bars: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Panels side by side, or below each other where the screen is narrow."""
     wide: dict[str, Any] = {}
     narrow: dict[str, Any] = {"margin": {"l": 45, "r": 10, "t": 45, "b": 55}, "height": 420 * columns + 190}
@@ -196,7 +196,8 @@ def _layouts(figure: Any, columns: int) -> tuple[dict[str, Any], dict[str, Any]]
         end = str(i + 1) if i else ""
         x, y = list(figure.layout[f"xaxis{end}"].domain), list(figure.layout[f"yaxis{end}"].domain)
         wide |= {f"xaxis{end}.domain": x, f"yaxis{end}.domain": y}
-        low, high = 1 - (i + 1) / columns + 0.17 / columns, 1 - i / columns - 0.06 / columns
+        low = 1 - (i + 1) / columns + (0.17 / columns if i + 1 < columns or not bars else 0.05 / columns)
+        high = 1 - i / columns - 0.06 / columns
         narrow |= {f"xaxis{end}.domain": [0, 1], f"yaxis{end}.domain": [low, high]}
         wide |= {f"annotations[{i}].x": sum(x) / 2, f"annotations[{i}].y": 1.0}
         narrow |= {f"annotations[{i}].x": 0.5, f"annotations[{i}].y": high}
