@@ -135,19 +135,24 @@ def random_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Any:
     return model
 
 
-def gpt2_bridge(folder: Path | None = None) -> Any:
-    """A TransformerBridge of a random GPT-2 with a stand-in tokenizer, made without a network."""
+def word_tokenizer(vocab: int) -> Any:
+    """A stand-in tokenizer with the words w0 .. w{vocab-1}; padding is w1."""
     from tokenizers import Tokenizer, models
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    with tempfile.TemporaryDirectory() as temporary:
-        hf = random_gpt2(folder or Path(temporary))
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w1")
-    with warnings.catch_warnings():
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w1")
+
+
+def gpt2_bridge() -> Any:
+    """A TransformerBridge of a random GPT-2 with a stand-in tokenizer, made without a network."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bridge = TransformerBridge.boot_transformers("gpt2", hf_model=hf, tokenizer=tokenizer, device="cpu")
+        random_gpt2(Path(temporary))
+        word_tokenizer(60).save_pretrained(temporary)
+        bridge = TransformerBridge.boot_transformers(temporary, device="cpu")
     return bridge.eval()
 
 

@@ -101,7 +101,7 @@ def resolve(pos: Pos, x: Shaped[Tensor, "b n *rest"], hook: object, window: Wind
     if callable(pos):
         return Chosen(_mask(pos(x, hook), b, n, "the function given as pos returned"), "mask")
     if isinstance(pos, Tensor) and pos.dtype == torch.bool:
-        if window.offset:
+        if window.growing:
             pos = torch.nn.functional.pad(pos, (0, max(0, window.offset + n - pos.shape[1])))[:, window.offset :][:, :n]
         return Chosen(_mask(pos, b, n, "pos has"), "mask")
     if isinstance(pos, Tensor) and len(pos) != b:
@@ -111,6 +111,8 @@ def resolve(pos: Pos, x: Shaped[Tensor, "b n *rest"], hook: object, window: Wind
         )
     if window.mask is None and window.offset == 0 and not window.growing:
         return _plain(pos, x, n)
+    if window.mask is None and isinstance(pos, int) and pos < 0 and -pos <= n:
+        return Chosen(pos, "one")
     return _counted(pos, x, window)
 
 
@@ -143,7 +145,7 @@ def _counted(pos: int | slice | Sequence[int] | Tensor, x: Tensor, window: Windo
         wanted = torch.zeros_like(mask)
         for row, length in enumerate(lengths.tolist()):
             wanted[row, order[row, :length][pos]] = True
-        if not wanted.any():
+        if not wanted.any() and not window.growing:
             raise IndexError(f"pos={pos} chooses no position of rows with {shortest} to {longest} tokens.")
         return _visible_mask(wanted[:, window.offset :])
     ranks = (pos if isinstance(pos, Tensor) else torch.as_tensor(pos)).to(x.device)
@@ -155,9 +157,9 @@ def _counted(pos: int | slice | Sequence[int] | Tensor, x: Tensor, window: Windo
     local = order.gather(1, ranks.clamp(max=total - 1)) - window.offset
     hidden = beyond | (local < 0)
     if hidden.any():
-        shown = torch.zeros(b, n, dtype=torch.bool, device=x.device)
-        shown.scatter_(1, local.clamp(0, n - 1), ~hidden)
-        return _visible_mask(shown)
+        shown = torch.zeros(b, n, dtype=torch.int64, device=x.device)
+        shown.scatter_add_(1, local.clamp(0, n - 1), (~hidden).long())  # several may be clamped to one index
+        return _visible_mask(shown > 0)
     one = isinstance(pos, (int, Tensor))
     return Chosen(local[:, 0], "each") if one else Chosen(local, "rows")
 

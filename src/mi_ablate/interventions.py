@@ -339,9 +339,9 @@ class Placed:
         """Return the edited tensor, or None where this window shows none of the addressed positions."""
         if self.when != "all" and (self.when == "new") != (window.offset > 0):
             return None
-        if self.pos is None and self.head is None and self.unit is None:
-            return self.intervention(x, hook)
         pattern = self.name.endswith(("hook_pattern", "hook_attn_scores"))
+        if self.pos is None and self.head is None and self.unit is None and not pattern:
+            return self.intervention(x, hook)
         y = x.transpose(1, 2) if pattern else x
         chosen = _positions.resolve(self.pos, y, hook, window)
         if chosen.kind == "none":

@@ -245,6 +245,7 @@ class _Counted:
         hook = firing.hook
         placed = isinstance(hook, Placed)
         plain = placed and hook.pos is None and hook.head is None and hook.unit is None and hook.when == "all"
+        plain = plain and not firing.name.endswith(("hook_pattern", "hook_attn_scores"))
         self.direct = hook.intervention if plain else (None if placed or isinstance(hook, _Reader) else hook)
         tracker.needed |= self.direct is None
 
