@@ -57,26 +57,26 @@ class Data:
         sums = (self.members @ torch.cat(parts).double()).cpu().reshape(-1, 2, 2)
         return sums[..., 0], sums[..., 1]
 
-    def row(self, step: int, params: Mapping[str, Float[Tensor, "..."]]) -> list[float]:
+    def row(self, step: int, params: Mapping[str, Float[Tensor, "..."]]) -> list[int | float]:
         """Step, train loss and accuracy, held-out loss and accuracy, then held-out accuracy per operation."""
         loss, right = self.evaluate(params)
         mean = [float(x.sum(0)[i] / self.sizes.sum(0)[i]) for i in (1, 0) for x in (loss, right)]
         return [step, *mean, *(right / self.sizes)[:, 0].tolist()]
 
 
-def stable(history: list[list[float]], steps: int = STABLE_STEPS) -> bool:
+def stable(history: list[list[int | float]], steps: int = STABLE_STEPS) -> bool:
     """Whether the worst operation's held-out accuracy was high enough over the last ``steps`` steps."""
     window = [row for row in history if row[0] > history[-1][0] - steps]
     return history[-1][0] >= steps and all(min(row[5:]) >= STABLE for row in window)
 
 
-def finished(config: TrainConfig, history: list[list[float]]) -> bool:
+def finished(config: TrainConfig, history: list[list[int | float]]) -> bool:
     """Whether the run may stop before ``config.steps``: stable for ``config.stop_when_stable_for`` steps."""
     wanted = config.stop_when_stable_for
     return wanted is not None and bool(history) and stable(history, wanted)
 
 
-def _first(history: list[list[float]], column: int) -> int | None:
+def _first(history: list[list[int | float]], column: int) -> int | None:
     return next((int(row[0]) for row in history if row[column] >= GROKKED), None)
 
 
@@ -86,7 +86,7 @@ def _sets(sums: Float[Tensor, " set"], sizes: Float[Tensor, " set"]) -> dict[str
 
 
 def measured(
-    data: Data, params: Mapping[str, Float[Tensor, "..."]], history: list[list[float]]
+    data: Data, params: Mapping[str, Float[Tensor, "..."]], history: list[list[int | float]]
 ) -> dict[str, Any]:
     """Return loss and accuracy of these parameters (per operation where several), and the run's history."""
     names = data.config.operations
@@ -94,8 +94,7 @@ def measured(
     card: dict[str, Any] = {key: _sets(x.sum(0), data.sizes.sum(0)) for key, x in sums.items()}
     if len(names) > 1:
         card["per_operation"] = {
-            name: {key: _sets(x[i], data.sizes[i]) for key, x in sums.items()}
-            | {"grok_step": _first(history, 5 + i)}
+            name: {key: _sets(x[i], data.sizes[i]) for key, x in sums.items()} | {"grok_step": _first(history, 5 + i)}
             for i, name in enumerate(names)
         }
     thin = max(1, -(-len(history) // (HISTORY_ROWS - 1)))

@@ -27,7 +27,7 @@ from .config import ToyConfig
 from .tasks import slots
 
 EPS = 1e-5
-Where = Int[Tensor, " rows"] | slice
+Where = Int[Tensor, " _"] | slice
 Params = Mapping[str, Float[Tensor, "..."]]
 
 
@@ -129,9 +129,7 @@ class Prefixes:
         return torch.arange(self.n_rows[i], device=self.device) // later % self.sizes[j]
 
 
-def last_logits(
-    config: ToyConfig, params: Params, tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch answers"]:
+def last_logits(config: ToyConfig, params: Params, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch answers"]:
     """Return the logits at the last position, those of a causal HookedTransformer with the same parameters.
 
     ``params`` holds the state dict's tensors; a bias that is absent counts as zero. Tokens must be prompts of
@@ -172,9 +170,7 @@ def _norm(
     return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * params[f"{name}.w"]
 
 
-def _fused(
-    params: Params, letters: str
-) -> tuple[Float[Tensor, "d_model d_out"], Float[Tensor, " d_out"] | None]:
+def _fused(params: Params, letters: str) -> tuple[Float[Tensor, "d_model d_out"], Float[Tensor, " d_out"] | None]:
     """Weights and biases of several of Q, K, V in one matrix; d_out is (letter head d_head)."""
     weight = torch.cat([params[f"attn.W_{c}"] for c in letters]).transpose(0, 1).flatten(1)
     biases = [params.get(f"attn.b_{c}") for c in letters]

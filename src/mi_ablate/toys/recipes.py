@@ -1,9 +1,10 @@
 """What is trained: `TrainConfig`, the named recipes of the shipped models, and recipe files.
 
-``add97``, ``add97-wd0.1`` and ``addmul97`` are two-layer transformers on addition (and multiplication) mod
-97; ``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for grokking via mechanistic
-interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000 steps as in
-TransformerLens's demo (40,000 in the paper), and 113 output logits where their code has 114.
+``add97``, ``add97-wd0.1`` and ``addmul97`` are two-layer transformers on addition (and multiplication) mod 97,
+trained on 30 % of the pairs; ``addmul97`` may stop early, once both operations' held-out accuracy has been at
+least 0.99 for 5,000 steps. ``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for
+grokking via mechanistic interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000
+steps as in TransformerLens's demo (40,000 in the paper), and 113 output logits where their code has 114.
 """
 
 import json
@@ -26,11 +27,11 @@ class TrainConfig:
     config: ToyConfig
     seed: int = 0
     """Of the initial weights and of the batches."""
-    train_fraction: float = 0.3
+    train_fraction: int | float = 0.3
     split_seed: int = 0
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 1.0
+    learning_rate: int | float = 1e-3
+    betas: tuple[int | float, int | float] = (0.9, 0.98)
+    weight_decay: int | float = 1.0
     warmup_steps: int = 10
     batch_size: int | None = 512
     """Training pairs a step, drawn with replacement; None takes them all."""
@@ -73,8 +74,12 @@ class TrainConfig:
             _known(ToyConfig, config, "model")
             if "modulus" not in config:
                 raise ValueError("The training file names no modulus; add config = {modulus = 97}.")
-            config = ToyConfig(**config)
-        return cls(**{**data, "config": config})
+            config = ToyConfig(**_tuples(config))
+        return cls(**{**_tuples(data), "config": config})
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 def _known(cls: type, data: Mapping[str, Any], what: str) -> None:
@@ -88,7 +93,7 @@ RECIPES: dict[str, TrainConfig] = {
     "add97": TrainConfig(ToyConfig(modulus=97), steps=5000),
     "add97-wd0.1": TrainConfig(ToyConfig(modulus=97), weight_decay=0.1, steps=20_000),
     "addmul97": TrainConfig(
-        ToyConfig(modulus=97, operations=("add", "mul")), steps=75_000, stop_when_stable_for=5000
+        ToyConfig(modulus=97, operations=("add", "mul")), steps=50_000, stop_when_stable_for=5000
     ),
     "nanda113": TrainConfig(
         ToyConfig(
@@ -111,8 +116,7 @@ def load_recipe(name_or_path: str | Path) -> TrainConfig:
     path = Path(name_or_path)
     if path.suffix.lower() not in (".json", ".toml"):
         raise ValueError(
-            f"There is no recipe {name!r}. {nearest(name, RECIPES)} "
-            f"A file of settings must end in .json or .toml."
+            f"There is no recipe {name!r}. {nearest(name, RECIPES)} A file of settings must end in .json or .toml."
         )
     if not path.is_file():
         raise ValueError(f"There is no file {path}. The recipes are {', '.join(RECIPES)}.")
@@ -126,9 +130,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             try:
                 import tomllib
             except ImportError:
-                raise ValueError(
-                    f"{path}: TOML needs Python 3.11 or later; write the same keys as JSON."
-                ) from None
+                raise ValueError(f"{path}: TOML needs Python 3.11 or later; write the same keys as JSON.") from None
             data = tomllib.loads(text)
         else:
             data = json.loads(text)

@@ -43,13 +43,10 @@ def initial_state(config: ToyConfig, init: str, seed: int) -> dict[str, Float[Te
 class Stepper:
     """Trained parameters and their AdamW; `step` is one update. What is not trained is absent."""
 
-    def __init__(
-        self, settings: TrainConfig, state: Mapping[str, Float[Tensor, "..."]], device: str = "cpu"
-    ) -> None:
+    def __init__(self, settings: TrainConfig, state: Mapping[str, Float[Tensor, "..."]], device: str = "cpu") -> None:
         self.settings, self.taken = settings, 0
         self.params = {
-            name: state[name].detach().clone().to(device).requires_grad_()
-            for name in trained_names(settings.config)
+            name: state[name].detach().clone().to(device).requires_grad_() for name in trained_names(settings.config)
         }
         self.optimizer = torch.optim.AdamW(
             self.params.values(), lr=settings.learning_rate, betas=settings.betas,
@@ -72,8 +69,7 @@ class Stepper:
         """Return copies of all parameters on the CPU, the untrained ones as zeros."""
         shapes = parameter_shapes(self.settings.config)
         return {
-            n: self.params[n].detach().cpu().clone() if n in self.params else torch.zeros(s)
-            for n, s in shapes.items()
+            n: self.params[n].detach().cpu().clone() if n in self.params else torch.zeros(s) for n, s in shapes.items()
         }
 
 
@@ -84,7 +80,7 @@ class Run:
     stepper: Stepper
     generator: torch.Generator
     step: int = 0
-    history: list[list[float]] = field(default_factory=list)
+    history: list[list[int | float]] = field(default_factory=list)
     stable_step: int | None = None
     stable_state: dict[str, Float[Tensor, "..."]] = field(default_factory=dict)
     cpu_seconds: float = 0.0
@@ -99,9 +95,7 @@ def start(config: TrainConfig, path: Path, device: str, resume: bool) -> Run:
         return run
     tensors, card = _files.read(path)
     if card.get("format") != CHECKPOINT_FORMAT:
-        raise _files.ArtefactError(
-            f"{path} is no training checkpoint (format {card.get('format')!r}); move it away."
-        )
+        raise _files.ArtefactError(f"{path} is no training checkpoint (format {card.get('format')!r}); move it away.")
     now, then = config.to_dict(), card["training"]
     for key in now:
         if now[key] != then.get(key):

@@ -64,7 +64,7 @@ def inputs(config: ToyConfig) -> dict[str, Int[Tensor, " n"]]:
     return {"a": a, "b": b} | ({"operation": operation} if len(config.operations) > 1 else {})
 
 
-def split(config: ToyConfig, fraction: float, seed: int) -> Bool[Tensor, " n"]:
+def split(config: ToyConfig, fraction: int | float, seed: int) -> Bool[Tensor, " n"]:
     """Return which prompts are trained on: ``int(fraction * p**2)`` pairs of each operation, drawn apart.
 
     Raises:
@@ -74,8 +74,7 @@ def split(config: ToyConfig, fraction: float, seed: int) -> Bool[Tensor, " n"]:
     count = int(fraction * pairs)
     if not 0 < count <= pairs:
         raise ValueError(
-            f"A train fraction of {fraction} gives {count} of {pairs} pairs; "
-            f"use one between {1 / pairs:.2g} and 1."
+            f"A train fraction of {fraction} gives {count} of {pairs} pairs; use one between {1 / pairs:.2g} and 1."
         )
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(len(config.operations), pairs, dtype=torch.bool)

@@ -180,9 +180,7 @@ class _Bar:
             console=Console(stderr=True), disable=not shown,
         )  # fmt: skip
         last = run.history[-1] if run.history else [0, 0, 0, 0.0, 0.0]
-        self.task = self.progress.add_task(
-            "", total=config.steps, completed=run.step, loss=last[3], accuracy=last[4]
-        )
+        self.task = self.progress.add_task("", total=config.steps, completed=run.step, loss=last[3], accuracy=last[4])
 
     def __enter__(self) -> "_Bar":
         self.progress.start()
@@ -198,9 +196,7 @@ class _Bar:
 
 def main(argv: list[str] | None = None) -> None:
     """Train the recipe or file that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mi_ablate.toys.train", description="Train a toy transformer."
-    )
+    parser = argparse.ArgumentParser(prog="python -m mi_ablate.toys.train", description="Train a toy transformer.")
     parser.add_argument("name", help="a recipe, or a JSON or TOML file of one")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and model")
     parser.add_argument("--device", default="cpu")
