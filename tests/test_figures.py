@@ -22,9 +22,7 @@ def curve(ablation="zero", metric="accuracy", start=1.0):
     shares = torch.tensor([0.0, 0.3, 0.5, 0.8], dtype=torch.float64)
     removed = {"edited": shares, "covariance": shares / 2, "pca": shares * 1.1}
     controls = {"covariance": covariance, "pca": pca}
-    return Curve(
-        metric, (0, 2, 4, 6), values, controls, removed, ablation, ("blocks.0.hook_resid_post",), 10, "tail"
-    )
+    return Curve(metric, (0, 2, 4, 6), values, controls, removed, ablation, ("blocks.0.hook_resid_post",), 10, "tail")
 
 
 def named(figure, name):

@@ -54,9 +54,7 @@ def test_each_bundle_is_there_once(text):
 def test_a_page_without_figures_has_no_bundle(tmp_path):
     path = page(tmp_path / "small.html", "Small", [Section("Only text", "Nothing else.")])
     assert path.stat().st_size < 10_000
-    only_plotly = page(
-        tmp_path / "plotly.html", "Plotly", [Section("One", "", [spectrum([1], [1.0])])]
-    ).read_text()
+    only_plotly = page(tmp_path / "plotly.html", "Plotly", [Section("One", "", [spectrum([1], [1.0])])]).read_text()
     assert PLOTLY.search(only_plotly)
     assert CIRCUITSVIS not in only_plotly
 
@@ -106,9 +104,7 @@ def test_contents_appear_with_more_than_three_sections(tmp_path):
 
 
 def test_what_a_page_cannot_show(tmp_path):
-    with pytest.raises(
-        TypeError, match=r"Section 'One' holds a Tensor. A page shows text, a list of row dicts"
-    ):
+    with pytest.raises(TypeError, match=r"Section 'One' holds a Tensor. A page shows text, a list of row dicts"):
         page(tmp_path / "x.html", "X", [Section("One", "", [torch.ones(2)])])
     with pytest.raises(ValueError, match=r"write '.*report.html' instead of"):
         page(tmp_path / "report", "X", [])

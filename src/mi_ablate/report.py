@@ -57,9 +57,7 @@ def page(
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(
-            f"A page is written as .html; write {str(path) + '.html'!r} instead of {str(path)!r}."
-        )
+        raise ValueError(f"A page is written as .html; write {str(path) + '.html'!r} instead of {str(path)!r}.")
     odd = next((s for s in sections if not isinstance(s, Section)), None)
     if odd is not None:
         raise TypeError(
@@ -95,9 +93,7 @@ class _Parts:
 def _section(parts: _Parts, number: int, section: Section) -> str:
     if not isinstance(section.content, list | tuple):
         what = type(section.content).__name__
-        raise TypeError(
-            f"Section {section.heading!r} has a {what} as its content; give a list: [figure, rows]."
-        )
+        raise TypeError(f"Section {section.heading!r} has a {what} as its content; give a list: [figure, rows].")
     items = [_item(parts, item, section.heading) for item in section.content]
     inside = "\n".join([_paragraphs(section.text), *items])
     return f'<section id="section-{number}">\n<h2>{html.escape(section.heading)}</h2>\n{inside}\n</section>'
@@ -153,9 +149,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th{kind[c]}>{html.escape(c.replace('_', ' '))}</th>" for c in columns)
     lines = ("".join(f"<td{kind[c]}>{_cell(row.get(c))}</td>" for c in columns) for row in flat)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-    )
+    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,8 +183,7 @@ def _footer(footer: Mapping[str, Any] | str | None) -> str:
     if isinstance(footer, str):
         return f"<footer>{_paragraphs(footer)}</footer>"
     pairs = "".join(
-        f"<dt>{html.escape(str(k))}</dt><dd><code>{html.escape(str(v))}</code></dd>"
-        for k, v in footer.items()
+        f"<dt>{html.escape(str(k))}</dt><dd><code>{html.escape(str(v))}</code></dd>" for k, v in footer.items()
     )
     return f"<footer><dl>{pairs}</dl></footer>"
 

@@ -3,8 +3,9 @@
 plotly and circuitsvis are imported when a picture is drawn, so importing this package costs neither.
 
 >>> from mi_ablate.figures import spectrum
->>> spectrum([1, 2, 3], [0.1, 0.8, 0.1], chosen=[2]).data[0].y
-(0.1, 0.8, 0.1)
+>>> figure = spectrum([1, 2, 3], [0.1, 0.8, 0.1], chosen=[2])
+>>> [(bar.name, bar.x, bar.y) for bar in figure.data]
+[('chosen', (2,), (0.8,)), ('other frequencies', (1, 3), (0.1, 0.1))]
 """
 
 from mi_ablate.figures.bars import spectrum

@@ -15,7 +15,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours, without black and yellow."""
 GREY = "#767676"
 INK = "#222222"
-TITLE_WIDTH = 100
+TITLE_WIDTH = 80
 
 
 def numbers(values: Tensor | Sequence[Any]) -> list[Any]:
@@ -58,9 +58,7 @@ def finish(
     wide = {"height": height, "margin": margin, **wide}
     narrow = {"height": height, "margin": margin, **narrow}
     if set(wide) != set(narrow):
-        raise ValueError(
-            f"The wide and the narrow layout change different keys: {sorted(set(wide) ^ set(narrow))}."
-        )
+        raise ValueError(f"The wide and the narrow layout change different keys: {sorted(set(wide) ^ set(narrow))}.")
     figure.update_layout(
         template="plotly_white",
         font={"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13, "color": INK},
@@ -80,6 +78,6 @@ def finish(
             "xref": "container",
             "yref": "container",
         }
-        figure.update_layout(title={"text": text, "font": {"size": 17}, "pad": {"l": 12, "t": 12}, **place})
+        figure.update_layout(title={"text": text, "font": {"size": 16}, "pad": {"l": 12, "t": 20}, **place})
         figure.update_layout(height=wide["height"] + room, margin={"t": wide["margin"]["t"] + room})
     return figure

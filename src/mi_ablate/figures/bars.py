@@ -29,9 +29,7 @@ def spectrum(
 
     ks, heights, picked = numbers(frequencies), numbers(shares), {int(k) for k in chosen}
     if len(ks) != len(heights):
-        raise ValueError(
-            f"There are {len(ks)} frequencies but {len(heights)} shares: one share for each frequency."
-        )
+        raise ValueError(f"There are {len(ks)} frequencies but {len(heights)} shares: one share for each frequency.")
     absent = sorted(picked - set(ks))
     if absent:
         raise ValueError(
@@ -56,9 +54,7 @@ def spectrum(
                 else {}
             )
             figure.add_trace(
-                go.Bar(
-                    x=group, y=y, width=0.8, name=name, marker={"color": colour}, hovertemplate=hover, **label
-                )
+                go.Bar(x=group, y=y, width=0.8, name=name, marker={"color": colour}, hovertemplate=hover, **label)
             )
     figure.update_layout(
         barmode="overlay",

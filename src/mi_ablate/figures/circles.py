@@ -103,9 +103,7 @@ def _circle(k: int, means: Tensor, predicted: Tensor, fitted: Tensor, first: boo
     ring = {"mode": "lines", "line": {"color": GREY, "width": 1}, "name": "fitted circle", **_GROUP}
     grey = {"size": 11, "color": "#555555"}
     traces = [
-        go.Scatter(
-            x=[q[0] for q in loop], y=[q[1] for q in loop], **ring, hoverinfo="skip", showlegend=first
-        ),
+        go.Scatter(x=[q[0] for q in loop], y=[q[1] for q in loop], **ring, hoverinfo="skip", showlegend=first),
         go.Scatter(**_labels(xy, fit, around), mode="text", textfont=grey, **quiet),
     ]
     if held:

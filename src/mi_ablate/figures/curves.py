@@ -10,9 +10,7 @@ _RULES = {"first": "last k before the first fall below", "hull": "largest k stil
 _DASHES = ("dash", "dashdot", "longdash")
 
 
-def removal(
-    curves: Mapping[str, Curve], title: str | None = None, *, tau: float = 0.95, rule: str = "first"
-) -> Any:
+def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float = 0.95, rule: str = "first") -> Any:
     """Return the plotly figure of one or several removal curves, each with its controls.
 
     A curve is a solid line; a control with several draws is a dotted line (the mean) in a band (lowest to
@@ -64,16 +62,12 @@ def removal(
     figure.update_layout(updatemenus=[_buttons(by_k, by_share)])
     lines = sum(trace.showlegend is not False for trace in figure.data)
     wide, narrow = _legends(tau, rule, lines)
-    return finish(
-        figure, title, height=420, margin={"l": 60, "r": 15, "t": 45, "b": 55}, wide=wide, narrow=narrow
-    )
+    return finish(figure, title, height=420, margin={"l": 60, "r": 15, "t": 45, "b": 55}, wide=wide, narrow=narrow)
 
 
 def _metric(curves: Mapping[str, Curve]) -> str:
     if not isinstance(curves, Mapping):
-        raise TypeError(
-            f"removal takes curves by name, not a {type(curves).__name__}: removal({{'zero': curve}})."
-        )
+        raise TypeError(f"removal takes curves by name, not a {type(curves).__name__}: removal({{'zero': curve}}).")
     if not curves:
         raise ValueError("There is no curve to draw: removal({'zero': removal_curve(...)}).")
     metrics = {curve.metric for curve in curves.values()}
@@ -117,10 +111,7 @@ def _controls(name: str, curve: Curve, metric: str, colour: str) -> list[dict[st
         )
         low, high, group = numbers(draws.amin(0)), numbers(draws.amax(0)), f"{name}, {control}"
         several = len(draws) > 1
-        spread = [
-            f"<br>range of {len(draws)} draws {a:.3f} to {b:.3f}" if several else ""
-            for a, b in zip(low, high)
-        ]
+        spread = [f"<br>range of {len(draws)} draws {a:.3f} to {b:.3f}" if several else "" for a, b in zip(low, high)]
         line = {"color": colour, "width": 1.6, "dash": "dot" if several else _DASHES[single % len(_DASHES)]}
         single += not several
         if several:

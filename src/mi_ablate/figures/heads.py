@@ -67,9 +67,7 @@ def attention(
         raise ValueError(f"There are {len(values)} heads but {len(heads)} names: one name for each head.")
     causal = not values.triu(1).any()
     rounded = [[[round(v, 4) for v in row] for row in head] for head in values.tolist()]
-    drawn = circuitsvis.attention.attention_heads(
-        rounded, [str(t) for t in tokens], heads, mask_upper_tri=causal
-    )
+    drawn = circuitsvis.attention.attention_heads(rounded, [str(t) for t in tokens], heads, mask_upper_tri=causal)
     props = _CALL.search(drawn.cdn_src)
     if props is None:
         raise RuntimeError(
@@ -93,25 +91,17 @@ def _checked(patterns: Tensor, tokens: Sequence[str]) -> Tensor:
     if patterns.ndim == 4:
         raise ValueError(f"patterns has shape {shape}, with a batch axis; give one prompt: patterns[0].")
     if patterns.ndim != 3:
-        raise ValueError(
-            f"patterns has shape {shape}; attention takes [head query key]. For one head: patterns[None]."
-        )
+        raise ValueError(f"patterns has shape {shape}; attention takes [head query key]. For one head: patterns[None].")
     if isinstance(tokens, str):
-        raise ValueError(
-            f"tokens is one string; give a list with the text of each of the {shape[-1]} positions."
-        )
+        raise ValueError(f"tokens is one string; give a list with the text of each of the {shape[-1]} positions.")
     if shape[1] != shape[2] or shape[1] != len(tokens):
-        raise ValueError(
-            f"patterns has {shape[1]} queries and {shape[2]} keys, but there are {len(tokens)} tokens."
-        )
+        raise ValueError(f"patterns has {shape[1]} queries and {shape[2]} keys, but there are {len(tokens)} tokens.")
     if not len(tokens) or not shape[0]:
         raise ValueError(f"patterns has shape {shape}: there is nothing to draw.")
     values = patterns.detach().double().cpu()
     if not values.isfinite().all():
         bad = [int(i) for i in (~values.isfinite()).flatten(1).any(1).nonzero().flatten()]
-        raise ValueError(
-            f"patterns has values that are not finite in heads {bad}. Give patterns after the softmax."
-        )
+        raise ValueError(f"patterns has values that are not finite in heads {bad}. Give patterns after the softmax.")
     return values
 
 
