@@ -13,7 +13,7 @@ from mi_ablate import loading, toys
 from mi_ablate.loading import load_model
 from mi_ablate.toys import ToyConfig
 from mi_ablate.toys.stepper import initial_state
-from models import data_folder
+from models import data_folder, has_hooked_transformer
 
 pytestmark = pytest.mark.compat
 TEXT = "The quick brown fox"
@@ -114,6 +114,8 @@ def test_embedding_and_unembedding_are_two_weights(saved, tokens):
 
 @torch.no_grad()
 def test_folder_without_tokenizer(saved, tokens, tmp_path):
+    from transformers import AutoTokenizer
+
     folder, hf = saved
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, tmp_path / name)
@@ -123,16 +125,8 @@ def test_folder_without_tokenizer(saved, tokens, tmp_path):
     hooks = [("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern * 0)]
     assert not torch.allclose(model.run_with_hooks(tokens, fwd_hooks=hooks), expected, atol=1e-3)
     assert model.tokenizer is None
-    told = load_model(tmp_path, tokenizer=small_saved(tmp_path))
+    told = load_model(tmp_path, tokenizer=AutoTokenizer.from_pretrained(folder))
     assert told.to_tokens(TEXT, prepend_bos=False).tolist() == [[1, 2, 3, 4]]
-
-
-def small_saved(folder):
-    """Return the small tokenizer as read from a folder: TransformerLens reads it again from there."""
-    from transformers import AutoTokenizer
-
-    small_tokenizer().save_pretrained(folder / "words")
-    return AutoTokenizer.from_pretrained(folder / "words")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "neox"])
@@ -246,6 +240,28 @@ def test_aliases_lead_to_the_published_names():
     assert loading._known("gpt2") == loading._known("gpt2-small") == loading._known("GPT2") == "gpt2"
 
 
+@pytest.mark.parametrize(("name", "legacy"), [("gelu-1l", True), ("gpt2", False)])
+@pytest.mark.parametrize("process", [False, True])
+def test_arguments_pass_through(name, legacy, process, monkeypatch):
+    seen, made = [], toys.build(TOY)
+    if has_hooked_transformer():
+        from transformer_lens import HookedTransformer as Owner
+
+        at = "from_pretrained" if process else "from_pretrained_no_processing"
+    else:
+        from transformer_lens.model_bridge import TransformerBridge as Owner
+
+        at = "boot_tl_legacy" if legacy else "boot_transformers"
+        monkeypatch.setattr(Owner, "enable_compatibility_mode", lambda self: seen.append("processed"))
+    monkeypatch.setattr(Owner, at, lambda *args, **kw: (seen.append((args, kw)), made)[1])
+    assert load_model(name, device="cpu", dtype="float64", revision="main", n_ctx=8, process=process) is made
+    (asked,), kw = seen[0]
+    assert asked in ("gpt2", "NeelNanda/GELU_1L512W_C4_Code")
+    assert str(kw.pop("device")) == "cpu"
+    assert kw == {"dtype": torch.float64, "revision": "main", "n_ctx": 8}
+    assert seen[1:] == (["processed"] if process and not has_hooked_transformer() else [])
+
+
 def test_folders_that_hold_no_model(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(ValueError, match=r"is a folder without config\.json.*save_pretrained"):
@@ -275,6 +291,8 @@ def test_dtypes_and_devices_that_are_not_there(saved, monkeypatch):
 
 
 def test_loading_imports_transformer_lens_only_when_called():
-    code = "import sys; from mi_ablate.loading import load_model; print('transformer_lens' in sys.modules)"
+    code = (
+        "import sys; from mi_ablate import loading, toys; toys.load; print('transformer_lens' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -218,9 +218,12 @@ def _named(
             with _no_deprecation():
                 return make(name, dtype=dtype, device=device and str(device), **kw)
         from transformer_lens.model_bridge import TransformerBridge
+        from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES
 
-        model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **kw)
-        return _finish_bridge(model, process)
+        own_format = name.startswith(TL_LEGACY_PREFIXES)  # gelu-1l, attn-only-2l and the like
+        bridge: Any = TransformerBridge
+        boot = bridge.boot_tl_legacy if own_format else bridge.boot_transformers
+        return _finish_bridge(boot(name, device=device, dtype=dtype, **kw), process)
     except OSError as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         aliases = _aliases()
