@@ -70,9 +70,11 @@ def train(
     from mi_ablate.toys.recipes import load_recipe
     from mi_ablate.toys.train import train as run
 
-    changes = {key: value for key, value in (("seed", seed), ("steps", steps)) if value is not None}
+    settings = load_recipe(config)
+    settings = settings if seed is None else replace(settings, seed=seed)
+    settings = settings if steps is None else replace(settings, steps=steps)
     folder = out or Path("runs") / Path(config).stem
-    result = run(replace(load_recipe(config), **changes), out=folder, device=device, resume=resume, command=_command())
+    result = run(settings, out=folder, device=device, resume=resume, command=_command())
     typer.echo(result)
 
 

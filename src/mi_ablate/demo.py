@@ -12,6 +12,7 @@ Multiplication is analysed in exponents of a primitive root (`mi_ablate.modular.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -235,14 +236,11 @@ def _removal_last(task: Task, acts: Tensor, draws: int, report: Report) -> dict[
     curves = {}
     for ablation in ("zero", "mean", "resample"):
         report(f"removal at the last residual, {ablation}")
-        common = {"at": name, "ablation": ablation, "draws": draws}
-        curves["last residual", ablation] = removal_curve(
-            task.toy.model, task.tokens, directions, metric, ks=range(min(40, directions.rank) + 1), **common
-        )
-        most = min(40, planes.rank - planes.rank % 2)
-        curves["last residual, by frequency plane", ablation] = removal_curve(
-            task.toy.model, task.tokens, planes, metric, ks=range(0, most + 1, 2), step=2, controls={}, **common
-        )
+        walk = partial(removal_curve, task.toy.model, task.tokens, at=name, ablation=ablation, draws=draws)
+        ks = range(min(40, directions.rank) + 1)
+        curves["last residual", ablation] = walk(directions, metric, ks=ks)
+        ks = range(0, min(40, planes.rank - planes.rank % 2) + 1, 2)
+        curves["last residual, by frequency plane", ablation] = walk(planes, metric, ks=ks, step=2, controls={})
     return curves
 
 
@@ -376,7 +374,8 @@ def _task(toy: Toy, operation: str | None) -> Task:
 
 def _embedding(task: Task) -> Float[Tensor, "period d"]:
     """The number embeddings in the order of the group: residues, or powers of the root."""
-    return task.toy.model.embed.W_E.detach()[task.tokens_of]
+    model: Any = task.toy.model
+    return model.embed.W_E.detach()[task.tokens_of]
 
 
 def _survivals(curve: Curve, tau: float) -> dict[str, Any]:

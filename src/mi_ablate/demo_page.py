@@ -173,10 +173,11 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
-    for column in dict.fromkeys(key for row in rows for key in row):
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column.header, "")) for column in table.columns))  # type: ignore[call-overload]
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
     return table
 
 

@@ -118,8 +118,8 @@ class Ablate(Intervention):
         if self.to is not None:
             object.__setattr__(self, "to", torch.as_tensor(self.to))
             width = None if self.subspace is None else self.subspace.d
-            if self.to.ndim == 0 or (width is not None and self.to.shape[-1] != width):  # type: ignore[union-attr]
-                raise ValueError(f"to has shape {list(self.to.shape)}; its last axis must be d = {width}.")  # type: ignore[union-attr]
+            if self.to.ndim == 0 or (width is not None and self.to.shape[-1] != width):
+                raise ValueError(f"to has shape {list(self.to.shape)}; its last axis must be d = {width}.")
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         y = _working(x)
@@ -165,7 +165,7 @@ class Ablate(Intervention):
         """Strength times gate where both are numbers."""
         gate = 1 if self.gate is None else self.gate
         numbers = isinstance(self.strength, (int, float)) and isinstance(gate, (int, float))
-        return self.strength * gate if numbers else None  # type: ignore[operator]
+        return self.strength * gate if numbers else None  # type: ignore[operator, return-value]
 
     @property
     def rank(self) -> int | None:
@@ -339,15 +339,24 @@ class Placed:
         """Return the edited tensor, or None where this window shows none of the addressed positions."""
         if self.when != "all" and (self.when == "new") != (window.offset > 0):
             return None
-        pattern = self.name.endswith(("hook_pattern", "hook_attn_scores"))
-        if self.pos is None and self.head is None and self.unit is None and not pattern:
+        if self.everywhere and not self.pattern:
             return self.intervention(x, hook)
-        y = x.transpose(1, 2) if pattern else x
+        y = x.transpose(1, 2) if self.pattern else x
         chosen = _positions.resolve(self.pos, y, hook, window)
         if chosen.kind == "none":
             return None
         out = chosen.put(y, self._inside(chosen.take(y), hook))
-        return out.transpose(1, 2) if pattern else out
+        return out.transpose(1, 2) if self.pattern else out
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether all positions, heads, units and passes are addressed."""
+        return self.pos is None and self.head is None and self.unit is None and self.when == "all"
+
+    @property
+    def pattern(self) -> bool:
+        """Whether the site has axes batch, head, query, key."""
+        return self.name.endswith(("hook_pattern", "hook_attn_scores"))
 
     def _inside(self, x: Tensor, hook: Any) -> Tensor:
         """Apply the intervention to the chosen heads and units of already chosen positions."""

@@ -166,8 +166,8 @@ def stream(
         rows = torch.arange(start, start + len(tokens))
         start += len(tokens)
         readers = {name: _Reader(name, _positions.slice_rows(pos, rows)) for name in wanted}
-        edits = rows_of(list(hooks), rows)
-        with torch.no_grad(), attached(model, edits + list(readers.items())):
+        reads: FwdHooks = [(name, reader) for name, reader in readers.items()]  # type: ignore[misc]
+        with torch.no_grad(), attached(model, rows_of(list(hooks), rows) + reads):
             run(model, tokens, mask, stop_at_layer=stop, return_type=None)
         yield rows, {name: reader.value for name, reader in readers.items()}
 
@@ -243,10 +243,9 @@ class _Counted:
     def __init__(self, firing: Firing, tracker: "_Tracker") -> None:
         self.firing, self.tracker = firing, tracker
         hook = firing.hook
-        placed = isinstance(hook, Placed)
-        plain = placed and hook.pos is None and hook.head is None and hook.unit is None and hook.when == "all"
-        plain = plain and not firing.name.endswith(("hook_pattern", "hook_attn_scores"))
-        self.direct = hook.intervention if plain else (None if placed or isinstance(hook, _Reader) else hook)
+        self.direct: Hook | None = None if isinstance(hook, (Placed, _Reader)) else hook
+        if isinstance(hook, Placed) and hook.everywhere and not hook.pattern:
+            self.direct = hook.intervention
         tracker.needed |= self.direct is None
 
     def __call__(self, x: Tensor, hook: Any = None) -> Tensor | None:
@@ -276,6 +275,10 @@ class _Reader:
             raise ValueError("Reading takes pos as an int, a slice, a list, Int[n] or None; index the result with a mask.")
         self.name, self.pos = name, pos
         self.value: Tensor = torch.empty(0)
+
+    def __call__(self, x: Tensor, hook: Any = None) -> Tensor | None:
+        """Read as a bare hook: positions count within the tensor."""
+        return self.edit(x, hook, Window())
 
     def edit(self, x: Tensor, hook: Any, window: Window) -> Tensor | None:
         """Keep a copy of the chosen positions."""

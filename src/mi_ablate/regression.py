@@ -119,6 +119,9 @@ class Fitter:
         self.covariance = covariance
         self.labels: tuple[str, ...] | None = None
         self.n = 0
+        nothing = torch.empty(0, dtype=torch.float64)
+        self._mean_x = self._mean_d = self._gram = self._cross = self._square = nothing
+        self._outer: Tensor | None = None
 
     def update(self, acts: Float[Tensor, "n d"], design: Design) -> "Fitter":
         """Add a batch and return self. Rows of ``acts`` and ``design`` are the same examples."""
@@ -151,7 +154,7 @@ class Fitter:
         self._gram = self._gram + other._gram + weight * torch.outer(dd, dd)
         self._cross = self._cross + other._cross + weight * torch.outer(dd, dx)
         self._square = self._square + other._square + weight * dx**2
-        if self.covariance:
+        if self._outer is not None and other._outer is not None:
             self._outer = self._outer + other._outer + weight * torch.outer(dx, dx)
         self._mean_x, self._mean_d = self._mean_x + dx * (other.n / n), self._mean_d + dd * (other.n / n)
         self.n = n

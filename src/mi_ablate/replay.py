@@ -87,7 +87,7 @@ def replay(
         found = _last_position(model, tokens, batch_size)
         if found is not None:
             return found
-    batches = []
+    batches: list[Batch] = []
     for number, (part, mask) in enumerate(split(model, tokens, attention_mask, batch_size)):
         rows = torch.arange(len(part)) + (number and int(batches[-1][0][-1]) + 1)
 
@@ -141,7 +141,7 @@ def _last_position(model: Any, tokens: Tensor, batch_size: int | None) -> Replay
         with attached(model, edits):
             return model(part, past_kv_cache=cache, attention_mask=torch.ones_like(part))
 
-    batches = []
+    batches: list[Batch] = []
     size = batch_size or default_batch_size(model, 1)
     for rows in torch.arange(len(tokens)).split(size):
         part = tokens[rows].to(device)

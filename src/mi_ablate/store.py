@@ -115,7 +115,7 @@ def load(
     if header.get("tokens") is not None and (tokens is None or _hash(tokens) != header["tokens"]):
         raise ArtefactError(f"{path} holds one value for each of its own prompts; give load(..., tokens=) the same tokens.")
     try:
-        hooks = [_hook(entry, tensors) for entry in header["hooks"]]
+        hooks: FwdHooks = [_hook(entry, tensors) for entry in header["hooks"]]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ArtefactError(f"{path}: its card does not describe usable hooks ({error}).") from None
     if model is not None:

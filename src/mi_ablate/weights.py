@@ -41,7 +41,7 @@ def bake_(model: HookedModel, edit: Edit) -> Callable[[], None]:
         ValueError: an edit or a site that weights cannot express, or tied embeddings. Nothing is changed then.
     """
     hooks = as_hooks(model, edit)
-    plan = [(name, placed, _parameters(model, name)) for name, placed in hooks]
+    plan = [(name, placed, _parameters(model, name)) for name, placed in hooks if isinstance(placed, Placed)]
     _refuse_tied(model, [name for name, _ in hooks])
     kept = {id(p): (p, p.detach().clone()) for _, _, (weight, bias) in plan for p in (weight, bias) if p is not None}
 
@@ -84,7 +84,7 @@ def verify_baked(model: HookedModel, edit: Edit, tokens: Int[Tensor, "n p"]) -> 
     return float((hooked - weights).abs().max() / hooked.abs().max().clamp(min=1e-300))
 
 
-def as_hooks(model: HookedModel, edit: Edit) -> list[tuple[str, Placed]]:
+def as_hooks(model: HookedModel, edit: Edit) -> FwdHooks:
     """Return the placed hooks that `bake_` writes into the weights, after refusing what it cannot."""
     if isinstance(edit, Intervention):
         names = writers(model)
@@ -105,11 +105,11 @@ def as_hooks(model: HookedModel, edit: Edit) -> list[tuple[str, Placed]]:
     for name, hook in hooks:
         if not isinstance(hook, Placed):
             raise ValueError(f"The hook at {name} is a function; only interventions can be baked (edit.at(name)).")
-        if hook.pos is not None or hook.head is not None or hook.unit is not None or hook.when != "all":
+        if not hook.everywhere:
             raise ValueError(f"{hook!r} at {name} acts at some positions, heads or units; weights act at all. Keep the hook.")
         if "bakeable" not in hook.intervention.laws:
             raise ValueError(f"{hook.intervention!r} depends on the input or the example; weights cannot. Keep the hook.")
-    return hooks  # type: ignore[return-value]
+    return hooks
 
 
 def _parameters(model: Any, name: str) -> tuple[Tensor, Tensor | None]:
