@@ -187,11 +187,11 @@ def test_buffers_of_a_state_dict_are_dropped():
 
 def test_device_and_activation_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        ValueError, match=r'device "cuda:0" was asked for, but PyTorch sees 0 CUDA.*device="cpu"'
-    ):
+    with pytest.raises(ValueError, match=r'device "cuda:0" was asked for, but PyTorch sees 0 CUDA.*device="cpu"'):
         toys.build(CONFIGS["nanda"], device="cuda:0")
     with pytest.raises(ValueError, match="'gpu' is no PyTorch device"):
         toys.build(CONFIGS["nanda"], device="gpu")
+    with pytest.raises(ValueError, match=r"dtype torch.int64 cannot hold weights"):
+        toys.build(CONFIGS["nanda"], dtype=torch.int64)
     with pytest.raises(ValueError, match="act_fn 'tanh' must be one of relu, gelu"):
         toys.build(ToyConfig(7, act_fn="tanh", **SMALL))

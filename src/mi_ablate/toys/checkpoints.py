@@ -30,7 +30,7 @@ _PROMPT_LIMIT = 100_000_000
 _SUFFIX = ".safetensors"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Toy:
     """A model with its whole task: all prompts in the order of `tasks.all_tokens`."""
 
@@ -69,14 +69,10 @@ def names() -> tuple[str, ...]:
     if not there.is_dir():
         return ()
     files = (entry.name for entry in there.iterdir())
-    return tuple(
-        sorted(f.removesuffix(_SUFFIX) for f in files if f.endswith(_SUFFIX) and not f.startswith("."))
-    )
+    return tuple(sorted(f.removesuffix(_SUFFIX) for f in files if f.endswith(_SUFFIX) and not f.startswith(".")))
 
 
-def load(
-    name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Toy:
+def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Toy:
     """Return the toy ``name_or_path``, model and tensors on ``device``, weights in ``dtype``.
 
     A zoo id (`names`), the path of a checkpoint of this package (`save`), or of a safetensors file in a
@@ -118,17 +114,13 @@ def save(
     """
     path = Path(path).expanduser()
     if path.suffix != _SUFFIX:
-        raise ValueError(
-            f"A toy is saved as {_SUFFIX}; write {str(path) + _SUFFIX!r} instead of {str(path)!r}."
-        )
+        raise ValueError(f"A toy is saved as {_SUFFIX}; write {str(path) + _SUFFIX!r} instead of {str(path)!r}.")
     if train is not None and len(train) != tasks.n_prompts(config):
         raise ValueError(
             f"The train mask has {len(train)} entries, but the task has {tasks.n_prompts(config)} prompts."
         )
     mask = {} if train is None else {"train_mask": tasks.pack_mask(train)}
-    return write(
-        path, complete(config, state), {**(card or {}), "format": FORMAT, "config": config.to_dict(), **mask}
-    )
+    return write(path, complete(config, state), {**(card or {}), "format": FORMAT, "config": config.to_dict(), **mask})
 
 
 @contextlib.contextmanager
@@ -142,9 +134,7 @@ def locate(name_or_path: str | Path) -> Iterator[Path]:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*" + _SUFFIX))[:5]
-        raise ValueError(
-            f"{text!r} is a folder. Give one file: {', '.join(inside) or 'it holds no ' + _SUFFIX}."
-        )
+        raise ValueError(f"{text!r} is a folder. Give one file: {', '.join(inside) or 'it holds no ' + _SUFFIX}.")
     if path.suffix in _PICKLES and path.is_file():
         raise ArtefactError(
             f"{text!r} is a pickle, which is not read here. Convert it once: "
@@ -162,9 +152,7 @@ def _nowhere(text: str, path: Path) -> str:
         beside = [p.name for p in path.parent.glob("*" + _SUFFIX)] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4)
         return f"There is no file {text!r}." + (f" In its folder: {', '.join(close)}." if close else "")
-    return (
-        f"{text!r} is neither a shipped toy nor a file. {nearest(text, names())} toys.names() lists the toys."
-    )
+    return f"{text!r} is neither a shipped toy nor a file. {nearest(text, names())} toys.names() lists the toys."
 
 
 def _parse(
@@ -185,9 +173,7 @@ def _parse(
             raise ArtefactError(f"{path}: {', '.join(odd)} have values that are not finite.")
         return config, state, train, dict(card)
     if isinstance(stated, str) and stated.startswith(_FAMILY):
-        raise ArtefactError(
-            f"{path} has the format {stated!r}; this version reads {FORMAT!r}. Update mi_ablate."
-        )
+        raise ArtefactError(f"{path} has the format {stated!r}; this version reads {FORMAT!r}. Update mi_ablate.")
     if stated is not None or not published.looks_published(tensors):
         some = ", ".join(list(tensors)[:4]) or "none"
         what = f"the tensors {some}" if stated is None else f"the format {stated!r}"

@@ -32,11 +32,9 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from .._files import ArtefactError, write
+from ._layout import TOP, check_tensors, to_state
 from .config import ToyConfig
 
-_TOP = ("embed.W_E", "pos_embed.W_pos", "unembed.W_U")
-_BLOCK = (*(f"attn.W_{k}" for k in "QKVO"), "mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out")
-_MASK = ".attn.mask"
 _OPERATIONS = {"add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul"}
 _SYMBOLS = {"+": "add", "-": "sub", "*": "mul"}
 _SAME = {
@@ -56,7 +54,7 @@ _OPTIONS_LIMIT = 1_000_000
 
 def looks_published(tensors: dict[str, Shaped[Tensor, "..."]]) -> bool:
     """Return whether the names are this layout's and not HookedTransformer's (whose W_O has three axes)."""
-    named = any(name in _TOP or re.match(r"blocks\.\d+\.", name) for name in tensors)
+    named = any(name in TOP or re.match(r"blocks\.\d+\.", name) for name in tensors)
     hooked = any(".b_Q" in name or (name.endswith(".W_O") and t.ndim == 3) for name, t in tensors.items())
     return named and not hooked
 
@@ -86,13 +84,14 @@ def convert(
     """Return the config and the state under HookedTransformer's names and shapes, without the untrained
     biases.
 
-    Raises an ArtefactError that lists missing, unknown, wrongly shaped and non-finite tensors, or the options
+    A ``d_model`` that is not heads times d_head is filled up with zeros (`_layout.to_state`). Raises an
+    ArtefactError that lists missing, unknown, wrongly shaped and non-finite tensors, or the options
     that contradict the shapes or that no `ToyConfig` can express. Warns (UserWarning) where a two-token model
     comes without ``attn_coeff``: 1 (plain softmax) is assumed.
     """
     options = options or {}
-    n_layers = _check_tensors(tensors, name)
-    n_heads, d_head, d_model = tensors["blocks.0.attn.W_Q"].shape
+    n_layers = check_tensors(tensors, name)
+    n_heads, _, d_model = tensors["blocks.0.attn.W_Q"].shape
     n_ctx, d_vocab = tensors["pos_embed.W_pos"].shape[0], tensors["embed.W_E"].shape[1]
     n_out, d_mlp = tensors["unembed.W_U"].shape[1], tensors["blocks.0.mlp.b_in"].shape[0]
     modulus = d_vocab - (n_ctx == 3)
@@ -103,26 +102,21 @@ def convert(
             f"{name} has {d_vocab} input tokens and {n_out} outputs at {n_ctx} positions: modulus {modulus} "
             "needs two numbers or more, and as many outputs."
         )
-    if n_heads * d_head != d_model:
-        raise ArtefactError(
-            f"{name} has {n_heads} heads of width {d_head} in d_model {d_model}; only equal splits are read."
-        )
     sizes = {"modulus": modulus, "n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "d_mlp": d_mlp}
     wrong = [
         f"{key} = {options[key]!r}, but the weights have {sizes[of]}"
         for key, of in _SAME.items()
         if options.get(key) is not None and options[key] != sizes[of]
     ]
-    wrong += [
-        f"{key} is set, and {what} is not read" for key, what in _UNREADABLE.items() if options.get(key)
-    ]
+    wrong += [f"{key} is set, and {what} is not read" for key, what in _UNREADABLE.items() if options.get(key)]
     if options.get("eqn_sign") and n_ctx != 3:
         wrong.append("eqn_sign is set, but the weights have 2 positions")
     if wrong:
         raise ArtefactError(f"The options of {name} do not fit its weights: {'; '.join(wrong)}.")
     zhong = n_ctx == 2 or any(key in options for key in _ZHONG)
+    state = to_state(tensors, n_layers)
     config = ToyConfig(
-        **sizes,
+        **sizes | {"d_model": state["embed.W_E"].shape[1]},
         operations=(_operation(options, modulus, name),),
         layout="a b" if n_ctx == 2 else "a b =",
         act_fn=_activation(options, name),
@@ -132,7 +126,7 @@ def convert(
         d_vocab_out=None if n_out == modulus else n_out,
         attention_coefficient=_coefficient(options, n_ctx, name),
     )
-    return config, _state(tensors, n_layers)
+    return config, state
 
 
 def known_split(config: ToyConfig, options: dict[str, Any]) -> Bool[Tensor, " n"] | None:
@@ -179,58 +173,6 @@ def convert_pickle(source: str | Path, out: str | Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(options, indent=1), encoding="utf-8")
     return write(out, state, {})
-
-
-def _check_tensors(tensors: dict[str, Tensor], name: str) -> int:
-    """Return the number of layers, or raise one error that lists everything that is wrong."""
-    found = {n: t for n, t in tensors.items() if not n.endswith(_MASK)}
-    n_layers = len({n.split(".")[1] for n in found if n.startswith("blocks.")}) or 1
-    expected = [*_TOP, *(f"blocks.{i}.{part}" for i in range(n_layers) for part in _BLOCK)]
-    wrong = [f"missing {n}" for n in expected if n not in found]
-    wrong += [f"unknown {n} {list(t.shape)}" for n, t in found.items() if n not in expected]
-    if not wrong:
-        wrong = _wrong_shapes({n: tuple(t.shape) for n, t in found.items()}, n_layers)
-        wrong += [f"{n} is {t.dtype}, not floating" for n, t in found.items() if not t.is_floating_point()]
-        wrong += [f"{n} has values that are not finite" for n, t in found.items() if not t.isfinite().all()]
-    if wrong:
-        raise ArtefactError(
-            f"{name} is not in the published layout of Nanda et al. or Zhong et al.: {'; '.join(wrong)}. "
-            "help(mi_ablate.toys.published) lists the names and shapes that are read."
-        )
-    return n_layers
-
-
-def _wrong_shapes(shape: dict[str, tuple[int, ...]], n_layers: int) -> list[str]:
-    """List what does not fit the sizes of W_E, W_pos, W_U and the first block's W_Q and b_in."""
-    axes = {
-        "embed.W_E": 2,
-        "pos_embed.W_pos": 2,
-        "unembed.W_U": 2,
-        "blocks.0.attn.W_Q": 3,
-        "blocks.0.mlp.b_in": 1,
-    }
-    wrong = [f"{n} is {list(shape[n])}, not of {k} axes" for n, k in axes.items() if len(shape[n]) != k]
-    if wrong:
-        return wrong
-    (h, e, _), (m,), d = shape["blocks.0.attn.W_Q"], shape["blocks.0.mlp.b_in"], shape["embed.W_E"][0]
-    block: dict[str, tuple[int, ...]] = {f"attn.W_{k}": (h, e, d) for k in "QKV"} | {"attn.W_O": (d, h * e)}
-    block |= {"mlp.W_in": (m, d), "mlp.b_in": (m,), "mlp.W_out": (d, m), "mlp.b_out": (d,)}
-    want: dict[str, tuple[int, ...]] = {"pos_embed.W_pos": (shape["pos_embed.W_pos"][0], d)}
-    want["unembed.W_U"] = (d, shape["unembed.W_U"][1])
-    want |= {f"blocks.{i}.{part}": s for i in range(n_layers) for part, s in block.items()}
-    return [f"{n} is {list(shape[n])}, not {list(s)}" for n, s in want.items() if shape[n] != s]
-
-
-def _state(tensors: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """Transpose what is stored output first, and split W_O into heads."""
-    heads, d_head, d_model = tensors["blocks.0.attn.W_Q"].shape
-    state = {name: tensors[name] for name in _TOP} | {"embed.W_E": tensors["embed.W_E"].T}
-    for block in (f"blocks.{i}." for i in range(n_layers)):
-        for part in _BLOCK:
-            w = tensors[block + part]
-            state[block + part] = w if w.ndim == 1 else w.transpose(-1, -2)
-        state[block + "attn.W_O"] = state[block + "attn.W_O"].reshape(heads, d_head, d_model)
-    return {name: t.contiguous() for name, t in state.items()}
 
 
 def _coefficient(options: dict[str, Any], n_ctx: int, name: str) -> float:
@@ -285,6 +227,4 @@ def _unpack(found: Any, source: Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, type(None))) and (
-        type(value) is not float or math.isfinite(value)
-    )
+    return isinstance(value, (str, int, float, type(None))) and (type(value) is not float or math.isfinite(value))

@@ -86,11 +86,13 @@ def build(
     every version; the global random state is left alone.
 
     Raises:
-        ValueError: weights that do not fit, an activation that is not in `ACTIVATIONS`, or a device that this
-            machine does not have.
+        ValueError: weights that do not fit, an activation that is not in `ACTIVATIONS`, a dtype or a device
+            that this machine does not have.
     """
     if config.act_fn not in ACTIVATIONS:
         raise ValueError(f"act_fn {config.act_fn!r} must be one of {', '.join(ACTIVATIONS)}.")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype {dtype} cannot hold weights; pass torch.float32 or torch.float64.")
     device = usable_device(device)
     if state is None:
         from .stepper import initial_state
@@ -155,9 +157,7 @@ def _arguments(config: ToyConfig, device: torch.device, dtype: torch.dtype) -> d
     }
 
 
-def _hooked(
-    kind: Any, config: ToyConfig, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> Any:
+def _hooked(kind: Any, config: ToyConfig, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Any:
     """Build a HookedTransformer and copy the weights in."""
     from transformer_lens import HookedTransformerConfig
 
