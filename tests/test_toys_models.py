@@ -23,7 +23,7 @@ CONFIGS = {
     "nanda": ToyConfig(7, d_vocab_out=9, **NANDA),
     "rms": ToyConfig(7, ("add", "mul"), normalization="RMS", biases="none", act_fn="silu", **SMALL),
     "half": ToyConfig(7, act_fn="gelu_new", attention_coefficient=0.5, **ZHONG),
-    "constant": ToyConfig(7, n_layers=3, attention_coefficient=0, **ZHONG),
+    "constant": ToyConfig(7, n_layers=3, attention_coefficient=0.0, **ZHONG),
 }
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -191,7 +191,7 @@ def test_device_and_activation_that_are_not_there(monkeypatch):
         toys.build(CONFIGS["nanda"], device="cuda:0")
     with pytest.raises(ValueError, match="'gpu' is no PyTorch device"):
         toys.build(CONFIGS["nanda"], device="gpu")
-    with pytest.raises(ValueError, match=r"dtype torch.int64 cannot hold weights"):
+    with pytest.raises(ValueError, match=r"dtype torch\.int64 cannot hold weights"):
         toys.build(CONFIGS["nanda"], dtype=torch.int64)
     with pytest.raises(ValueError, match="act_fn 'tanh' must be one of relu, gelu"):
         toys.build(ToyConfig(7, act_fn="tanh", **SMALL))

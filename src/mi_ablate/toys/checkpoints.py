@@ -51,7 +51,7 @@ class Toy:
     @property
     def config(self) -> ToyConfig:
         """The shape of the model and of its task."""
-        return ToyConfig(**self.card["config"])
+        return _from_dict(self.card["config"])
 
     def __repr__(self) -> str:
         c = self.config
@@ -206,13 +206,18 @@ def _config(path: Path, stated: Any, n_tensors: int) -> ToyConfig:
                 raise TypeError(f"{field.name} is {value!r}")
             if value is not None and field.name in ("n_layers", "d_model", "n_heads", "d_mlp") and value < 1:
                 raise ValueError(f"{field.name} is {value}")
-        config = ToyConfig(**stated)
+        config = _from_dict(stated)
         if config.n_layers > n_tensors:
             raise ValueError(f"{config.n_layers} layers in a file of {n_tensors} tensors")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ArtefactError(f"{path}: the config in its card is not a toy's ({error}).") from None
     _limit(path, config)
     return config
+
+
+def _from_dict(stated: dict[str, Any]) -> ToyConfig:
+    kinds = {"operations": tuple, "attention_coefficient": float}
+    return ToyConfig(**{key: kinds[key](value) if key in kinds else value for key, value in stated.items()})
 
 
 def _limit(path: Path, config: ToyConfig) -> None:
