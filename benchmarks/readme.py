@@ -1,0 +1,147 @@
+"""Write the tables of the README from the newest lines in benchmarks/results/: python benchmarks/readme.py
+
+``--figure`` also draws docs/answer_circle.png (needs Chromium).
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+
+
+def newest(name: str, key: str) -> dict[str, dict]:
+    """The last line of ``results/NAME.jsonl`` for each value of ``key``."""
+    lines = (HERE / "results" / f"{name}.jsonl").read_text().splitlines()
+    return {row[key]: row for row in map(json.loads, lines)}
+
+
+def markdown(rows: list[dict]) -> str:
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows])
+
+
+def spread(scores: dict) -> str:
+    low, high = f"{scores['low']:.3f}", f"{scores['high']:.3f}"
+    return f"{scores['mean']:.3f}" + ("" if low == high else f" [{low}, {high}]")
+
+
+def results() -> str:
+    """Removal and writing, one row a model."""
+    removal, writing = [], []
+    for name, found in newest("main_job", "model").items():
+        at = {(row["where"], row["ablation"]): row for row in found["removal"]}
+        row = {"model": name, "accuracy": f"{found['accuracy']:.4f}"}
+        row["top frequencies of W_E"] = ", ".join(str(k["frequency"]) for k in found["key_frequencies"][:5])
+        for ablation in ("zero", "mean", "resample"):
+            k = at["last residual", ablation]["k_at_95"]
+            row[f"k@95% {ablation} (cov., PCA)"] = (
+                f"{text(k['edited'])} ({text(k['covariance'])}, {text(k['pca'])})"
+            )
+        k = at["every site", "zero"]["k_at_95"]
+        row["every site, zero"] = f"{text(k['edited'])} ({text(k['covariance'])}, {text(k['pca'])})"
+        removal.append(row)
+        circle = {row["write"]: row for row in found["answer_circle"]}
+        line = {"model": name}
+        for label in ("+1", "+5", "+20"):
+            line[f"write {label}"] = f"{circle[label]['accuracy']:.3f}"
+        line["shuffled labels (+5)"] = spread(circle["+5"]["controls"]["shuffled labels"])
+        turned = circle.get("turned by +5")
+        line["turned by +5"] = f"{turned['accuracy']:.3f}" if turned else "-"
+        line["turned, cov.-drawn planes"] = spread(turned["controls"]["covariance"]) if turned else "-"
+        ablated = circle["the mean (ablation): own answer"]
+        line["mean-ablated"] = f"{ablated['accuracy']:.3f}"
+        line["cov.-drawn, mean-ablated"] = spread(ablated["controls"]["covariance"])
+        writing.append(line)
+    return (
+        "How many directions can be removed before accuracy first falls under 95 % of its clean value, beside "
+        "covariance-drawn subspaces (mean of 20 draws; 5 at every site) and the top principal components. `40+`: never "
+        "within the curve; `4-5`: 5 was not tested.\n\n"
+        + markdown(removal)
+        + "\n\nAccuracy on the written answer when the answer circle (10 frequencies, last residual, last position) is "
+        "written or turned, over all prompts; no fit has seen the answers that it writes. Brackets: range over 5 draws of "
+        "the control. Mean-ablation is scored on the prompt's own answer.\n\n"
+        + markdown(writing)
+        + "\n\nOne training run a model, so no interval over seeds; over all prompts there is no sampling error. "
+        "`python benchmarks/main_job.py --write` makes these numbers (one model: `mi-ablate demo --model NAME`); models "
+        "named `*_mod113` and `zhong_*` were trained and published by others."
+    )
+
+
+def text(k: dict | None) -> str:
+    return "-" if k is None else k["text"]
+
+
+def speed() -> str:
+    """One row a claim."""
+    rows = []
+    for model, found in newest("hook_overhead", "model").items():
+        table = found["table"]
+        for name in ("mi_ablate.attached", "run_with_hooks, hand-written", "run_with_hooks, d x d projector"):
+            at = table[name]
+            what = f"{found['hooks']} rank-1 ablations, {model}, {name}"
+            rows.append({"what": what, "against": "the same forward without hooks", "CPU time": ratio(at)})
+    for where, found in newest("removal", "where").items():
+        if "table" in found and "run_with_hooks loop" in found["table"]:
+            at = found["table"]["run_with_hooks loop"]
+            rows.append({"what": f"run_with_hooks loop, {where}", "against": "removal_curve", "CPU time": ratio(at)})
+        else:
+            what = f"run_with_hooks loop, {where} (extrapolated from 3 points)"
+            value = f"{found['ratio_extrapolated']:.1f} x"
+            rows.append({"what": what, "against": "removal_curve", "CPU time": value})
+    for found in newest("train_step", "benchmark").values():
+        at = {"ratio": found["ratio"], "ratio_low": found["ratio_q25"], "ratio_high": found["ratio_q75"]}
+        what = "training step, 2 layers, d 128, batch 512: HookedTransformer with fused AdamW"
+        rows.append({"what": what, "against": "`mi_ablate.toys.train`", "CPU time": ratio(at)})
+    return (
+        markdown(rows)
+        + "\n\nOne thread, process CPU time, interleaved in shuffled order, median [quartiles] of the ratio a round; each "
+        "script checks the answer before it times. `python benchmarks/hook_overhead.py --write`, `removal.py`, "
+        "`train_step.py`; the lines are in `benchmarks/results/`."
+    )
+
+
+def ratio(at: dict) -> str:
+    return f"{at['ratio']:.2f} x [{at['ratio_low']:.2f}, {at['ratio_high']:.2f}]"
+
+
+def rendered(text: str) -> str:
+    """Return the README with both tables written anew."""
+    for marker, body in (("results", results()), ("speed", speed())):
+        pattern = rf"(<!-- {marker}: [^>]*-->\n).*?(<!-- end of {marker} -->)"
+        text, count = re.subn(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md has {count} places marked for {marker}.")
+    return text
+
+
+def figure() -> None:
+    """Draw the answer circle of add97 with headless Chromium."""
+    import mi_ablate as mi
+    from mi_ablate import demo_page
+    from mi_ablate.demo import take_apart
+
+    picture = demo_page.picture(take_apart(mi.toys.load("add97")))
+    picture.update_layout(width=1150, height=440, paper_bgcolor="white")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "figure.html"
+        style = "<style>body{margin:0;background:white}</style>"
+        page.write_text(style + picture.to_html(include_plotlyjs=True, full_html=False, config={"staticPlot": True}))
+        subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            + [f"--user-data-dir={folder}/profile", "--window-size=1150,440", "--virtual-time-budget=5000"]
+            + ["--force-device-scale-factor=1.5", f"--screenshot={HERE.parent / 'docs' / 'answer_circle.png'}", str(page)],
+            check=True,
+            capture_output=True,
+        )
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text()))
+    if "--figure" in sys.argv:
+        figure()

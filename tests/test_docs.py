@@ -1,0 +1,96 @@
+"""What is printed for a reader is executed: the README's code, the examples, doctests, and the tables' sources."""
+
+import doctest
+import importlib
+import io
+import os
+import pkgutil
+import re
+import runpy
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+import mi_ablate
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(path: Path, argv: list[str]) -> str:
+    out, old = io.StringIO(), sys.argv
+    sys.argv = [str(path), *argv]
+    try:
+        with redirect_stdout(out):
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv = old
+    return out.getvalue()
+
+
+def test_readme_code_runs_and_gives_the_numbers_it_states():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    assert len(blocks[0].strip().splitlines()) <= 22
+    out = io.StringIO()
+    scope: dict = {}
+    with redirect_stdout(out):
+        exec("\n".join(blocks), scope)
+    assert scope["effect"].edited.mean() > 0.98
+    assert scope["effect"].controls["shuffled"].mean() < 0.05
+    assert "k@95%" in out.getvalue()
+
+
+def test_own_workflow_example_prints_what_its_header_says():
+    last = run(ROOT / "examples" / "own_workflow.py", []).strip().splitlines()[-1]
+    turned, control = (float(x) for x in re.findall(r"\d\.\d+", last))
+    assert turned == pytest.approx(0.959, abs=0.005)
+    assert control == pytest.approx(0.015, abs=0.005)
+
+
+@pytest.mark.compat
+def test_language_model_example_runs_on_a_local_gpt2(tmp_path):
+    from models import has_hooked_transformer, random_gpt2
+
+    if not has_hooked_transformer():
+        pytest.skip("a bridge of a local folder needs a tokenizer; test_loading covers it")
+    random_gpt2(tmp_path / "gpt2")
+    last = run(ROOT / "examples" / "language_model.py", [str(tmp_path / "gpt2")]).strip().splitlines()[-1]
+    assert float(re.search(r"weights to (\S+)", last)[1]) < 1e-5
+
+
+def test_readme_tables_are_those_of_the_results_files():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        readme = importlib.import_module("readme")
+        text = (ROOT / "README.md").read_text()
+        assert readme.rendered(text) == text, "run: python benchmarks/readme.py"
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def _modules() -> list[str]:
+    found = pkgutil.walk_packages(mi_ablate.__path__, "mi_ablate.")
+    return ["mi_ablate", *(module.name for module in found)]
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_doctests(name):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_every_public_name_has_a_docstring():
+    for name in mi_ablate.__all__:
+        assert (getattr(mi_ablate, name).__doc__ or "").strip(), name
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text(), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_no_test_needs_a_network():
+    assert os.environ.get("HF_HUB_OFFLINE") == "1"
