@@ -33,6 +33,13 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def unchecked(request: pytest.FixtureRequest) -> None:
+    """For messages about wrong types and shapes: with the type checker on, its error comes first."""
+    if request.config.getoption("jaxtyping_packages", None):
+        pytest.skip("the type checker refuses these arguments before the package can")
+
+
 @pytest.fixture(scope="session")
 def model() -> Any:
     """A two-layer float64 transformer with LayerNorm and biases, twelve positions."""

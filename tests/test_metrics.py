@@ -1,0 +1,139 @@
+"""Metrics against values worked out by hand or by another route."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mi_ablate import accuracy, cross_entropy, kl, logit_diff, refusal_score
+from torch import Tensor
+
+B, P, V = 4, 3, 5
+ROWS = torch.tensor([5, 0, 2, 2])
+"""Which examples of a set of six the batch holds: a metric must look its answers up by these."""
+
+
+def logits(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(B, P, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+ANSWERS = torch.tensor([4, 3, 2, 1, 0, 1])
+OTHER = torch.tensor([0, 0, 1, 2, 3, 4])
+METRICS = {
+    "accuracy": lambda pos: accuracy(ANSWERS, pos),
+    "logit_diff": lambda pos: logit_diff(ANSWERS, OTHER, pos),
+    "cross_entropy": lambda pos: cross_entropy(ANSWERS, pos),
+    "kl": lambda pos: kl(pos),
+    "refusal_score": lambda pos: refusal_score(torch.tensor([1, 3]), pos),
+}
+
+
+def by_hand(name: str, x: Tensor, clean: Tensor, row: int) -> float:
+    p = [math.exp(v) for v in x.tolist()]
+    p = [v / sum(p) for v in p]
+    q = [math.exp(v) for v in clean.tolist()]
+    q = [v / sum(q) for v in q]
+    right, wrong = int(ANSWERS[row]), int(OTHER[row])
+    return {
+        "accuracy": float(max(range(V), key=lambda i: x[i]) == right),
+        "logit_diff": float(x[right] - x[wrong]),
+        "cross_entropy": -math.log(p[right]),
+        "kl": sum(b * math.log(b / a) for a, b in zip(p, q)),
+        "refusal_score": math.log((p[1] + p[3]) / (1 - p[1] - p[3])),
+    }[name]
+
+
+@pytest.mark.parametrize("pos", [-1, 0, 1])
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_equals_the_formula(name: str, pos: int) -> None:
+    x, clean = logits(), logits(1)
+    found = METRICS[name](pos)(x, clean, ROWS)
+    assert found.shape == (B,)
+    wanted = [by_hand(name, x[i, pos], clean[i, pos], int(ROWS[i])) for i in range(B)]
+    assert torch.allclose(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_name_position_and_short_repr(name: str) -> None:
+    metric = METRICS[name](1)
+    assert (metric.name, metric.pos, metric.needs_clean) == (name, 1, name == "kl")
+    assert repr(metric) == f"{name}(pos=1)"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_half_precision_logits_are_scored_in_float32(name: str, dtype: torch.dtype) -> None:
+    x, clean = logits(0, dtype), logits(1, dtype)
+    metric = METRICS[name](-1)
+    found = metric(x, clean, ROWS)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, metric(x.float(), clean.float(), ROWS))
+
+
+def test_kl_in_bf16_would_be_far_off() -> None:
+    """A true KL of about 2e-4 comes out a quarter off, or worse, when the softmax is taken in bf16."""
+    g = torch.Generator().manual_seed(0)
+    clean = torch.randn(64, 1, 1000, generator=g, dtype=torch.float64)
+    x = clean + 0.02 * torch.randn(64, 1, 1000, generator=g, dtype=torch.float64)
+    rows = torch.arange(64)
+    true = float(kl()(x, clean, rows).mean())
+    assert 1e-4 < true < 4e-4
+    assert abs(float(kl()(x.float(), clean.float(), rows).mean()) - true) < 1e-7
+    p, q = clean[:, 0].bfloat16().log_softmax(-1), x[:, 0].bfloat16().log_softmax(-1)
+    low = float((p.exp() * (p - q)).sum(-1).float().mean())
+    assert abs(low - true) > 0.1 * true
+
+
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30))
+def test_kl_is_zero_for_the_same_and_never_negative(seed: int, scale: float) -> None:
+    x, clean = scale * logits(seed), scale * logits(seed + 1)
+    assert (kl()(x, clean, ROWS) >= 0).all()
+    assert kl()(x, x, ROWS).abs().max() < 1e-12
+    shifted = kl()(x + 7, clean - 3, ROWS)
+    assert torch.allclose(shifted, kl()(x, clean, ROWS), atol=1e-9)
+
+
+def test_kl_is_of_the_clean_from_the_edited_one() -> None:
+    """KL(clean || edited), not the other way round: a token that the edit forbids costs much, one it adds costs little."""
+    clean, edited = torch.zeros(1, 1, 2), torch.tensor([[[0.0, -20.0]]])
+    row = torch.tensor([0])
+    assert float(kl()(edited, clean, row)) > 9
+    assert float(kl()(clean, edited, row)) < 1
+
+
+def test_kl_needs_the_clean_logits() -> None:
+    with pytest.raises(ValueError, match="kl compares with the clean logits, and none were given"):
+        kl()(logits(), None, ROWS)
+    assert accuracy(ANSWERS)(logits(), None, ROWS).shape == (B,)
+
+
+def test_accuracy_takes_the_largest_logit() -> None:
+    x = torch.zeros(2, 1, 3)
+    x[0, 0, 1], x[1, 0, 2] = 1, 1
+    assert accuracy(torch.tensor([1, 1]))(x, None, torch.tensor([0, 1])).tolist() == [1.0, 0.0]
+
+
+def test_refusal_score_survives_extreme_logits() -> None:
+    """log p - log(1 - p) by two logsumexps: 1 - p would be exactly 0 in float32."""
+    x = torch.zeros(1, 1, 4)
+    x[0, 0, 1] = 80.0
+    found = refusal_score(torch.tensor([1]))(x, None, torch.tensor([0]))
+    assert abs(float(found) - (80 - math.log(3))) < 1e-4
+    twice = refusal_score(torch.tensor([1, 1]))(x, None, torch.tensor([0]))
+    assert torch.equal(twice, found), "a token named twice counts once"
+
+
+def test_gradients_reach_the_logits() -> None:
+    for name in ("logit_diff", "cross_entropy", "kl", "refusal_score"):
+        x = logits().requires_grad_()
+        METRICS[name](-1)(x, logits(1), ROWS).sum().backward()
+        assert x.grad[:, -1].any()
+        assert not x.grad[:, :-1].any()
+
+
+@pytest.mark.parametrize("answers", [torch.zeros(3), torch.zeros(3, 1).long(), torch.tensor(1)], ids=str)
+def test_answers_are_one_token_an_example(unchecked, answers: Tensor) -> None:
+    for make in (accuracy, cross_entropy, lambda a: logit_diff(a, ANSWERS), lambda a: logit_diff(ANSWERS, a)):
+        with pytest.raises(ValueError, match=r"answers have shape .*: one token an example is needed"):
+            make(answers)
