@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -53,10 +54,10 @@ def results() -> str:
         line["shuffled labels (+5)"] = spread(circle["+5"]["controls"]["shuffled labels"])
         turned = circle.get("turned by +5")
         line["turned by +5"] = f"{turned['accuracy']:.3f}" if turned else "-"
-        line["turned, cov.-drawn planes"] = spread(turned["controls"]["covariance"]) if turned else "-"
+        line["turned, cov.-drawn planes"] = spread(turned["controls"]["covariance-drawn"]) if turned else "-"
         ablated = circle["the mean (ablation): own answer"]
         line["mean-ablated"] = f"{ablated['accuracy']:.3f}"
-        line["cov.-drawn, mean-ablated"] = spread(ablated["controls"]["covariance"])
+        line["cov.-drawn, mean-ablated"] = spread(ablated["controls"]["covariance-drawn"])
         writing.append(line)
     return (
         "How many directions can be removed before accuracy first falls under 95 % of its clean value, beside "
@@ -126,15 +127,18 @@ def figure() -> None:
     from mi_ablate import demo_page
     from mi_ablate.demo import take_apart
 
-    picture = demo_page.picture(take_apart(mi.toys.load("add97")))
-    picture.update_layout(width=1150, height=440, paper_bgcolor="white")
+    found = take_apart(mi.toys.load("add97"))
+    first = next(iter(found.picture["planes"]))
+    drawn = {key: {first: found.picture[key][first]} for key in ("planes", "predicted")}
+    picture = demo_page.picture(replace(found, picture={**found.picture, **drawn}))
+    picture.update_layout(width=1150, height=450, paper_bgcolor="white")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         style = "<style>body{margin:0;background:white}</style>"
         page.write_text(style + picture.to_html(include_plotlyjs=True, full_html=False, config={"staticPlot": True}))
         subprocess.run(
             ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            + [f"--user-data-dir={folder}/profile", "--window-size=1150,440", "--virtual-time-budget=5000"]
+            + [f"--user-data-dir={folder}/profile", "--window-size=1150,450", "--virtual-time-budget=5000"]
             + ["--force-device-scale-factor=1.5", f"--screenshot={HERE.parent / 'docs' / 'answer_circle.png'}", str(page)],
             check=True,
             capture_output=True,

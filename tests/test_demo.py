@@ -86,7 +86,7 @@ def test_the_answer_circle_of_the_shipped_model_turns():
     assert rows["+5"]["accuracy"] > 0.95
     assert rows["+5"]["controls"]["shuffled labels"]["high"] < 0.05
     assert rows["turned by +5"]["accuracy"] > 0.95
-    assert rows["turned by +5"]["controls"]["covariance"]["high"] < 0.1
+    assert rows["turned by +5"]["controls"]["covariance-drawn"]["high"] < 0.1
 
 
 @pytest.mark.parametrize(("name", "top"), [("nanda_mod113", [23, 6, 39, 3, 35]), ("zhong_model_a", None), ("zhong_model_b", None)])

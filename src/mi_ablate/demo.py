@@ -32,7 +32,7 @@ from mi_ablate.toys.checkpoints import Toy
 
 SPARSE = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40)
 SHIFTS = (1, 5, 20)
-RULE = "first k after which accuracy is below the threshold times the clean accuracy"
+RULE = "the last k before accuracy first falls below the threshold times the clean accuracy"
 Report = Callable[[str], None]
 
 
@@ -173,7 +173,7 @@ def _constant_edits(task: Task, acts: Tensor, frequencies: list[int], draws: int
     """The circle rotated (each plane of frequency k by 2πkδ/p, whatever the input), and mean-ablated."""
     found = fit(acts, _hours(task, task.values, frequencies))
     planes = Subspace.span(found.coef, "answer circle, plane by plane")
-    beside = {kind: getattr(controls, kind)(acts) for kind in ("covariance", "pca")}
+    beside = {"covariance-drawn": controls.covariance(acts), "top PCA": controls.pca(acts)}
     where, rows = last_residual(task.toy.model), []
     edits: list[tuple[str, Intervention, int]] = [("the mean (ablation): own answer", Ablate(planes, to=acts.double().mean(0)), 0)]
     if planes.rank == 2 * len(frequencies):
@@ -298,20 +298,18 @@ def _planes(task: Task, acts: Tensor) -> Subspace:
 
 
 def _picture(task: Task, acts: Tensor, frequencies: list[int]) -> dict[str, Any]:
-    """Class means and predictions in the fit's own cos and sin of its two strongest frequencies; a third is unseen."""
+    """Class means and predictions in the fit's own cos and sin of the first two frequencies; a third is unseen."""
     third = torch.randperm(task.period, generator=torch.Generator().manual_seed(0)) % 3
     seen = third[task.values] != 0
     known = fit(acts[seen], _hours(task, task.values[seen], frequencies))
-    energy = (known.coef.unflatten(0, (-1, 2)) ** 2).sum((1, 2))
-    strongest = torch.argsort(energy, descending=True)[:2].tolist()
     every = torch.arange(task.period)
     means = torch.stack([acts[task.values == v].double().mean(0) for v in every])
     hands = torch.linalg.pinv(known.coef)
     coords = (means - known.intercept) @ hands
     predicted = (known.predict(_hours(task, every, frequencies)) - known.intercept) @ hands
     return {
-        "planes": {frequencies[i]: coords[:, 2 * i : 2 * i + 2] for i in strongest},
-        "predicted": {frequencies[i]: predicted[:, 2 * i : 2 * i + 2] for i in strongest},
+        "planes": {frequencies[i]: coords[:, 2 * i : 2 * i + 2] for i in range(min(2, len(frequencies)))},
+        "predicted": {frequencies[i]: predicted[:, 2 * i : 2 * i + 2] for i in range(min(2, len(frequencies)))},
         "fitted": third != 0,
     }
 

@@ -127,14 +127,11 @@ def circle_rows(found: Demo) -> list[dict[str, Any]]:
         for name, scores in written["controls"].items():
             low, high = scores["low"], scores["high"]
             spread = "" if low == high else f" ({low:.3f} to {high:.3f})"
-            row[f"control: {_CONTROLS.get(name, name)}"] = f"{scores['mean']:.3f}{spread}"
+            row[f"control: {name}"] = f"{scores['mean']:.3f}{spread}"
         row["variance of the subspace"] = written["variance_removed"]["edited"]
         rows.append(row)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return [{key: row.get(key, "") for key in columns} for row in rows]
-
-
-_CONTROLS = {"covariance": "covariance-drawn", "pca": "top PCA"}
 
 
 def print_tables(found: Demo) -> None:
@@ -164,7 +161,7 @@ def _short_removal(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short_circle(row: dict[str, Any]) -> dict[str, Any]:
-    beside = ", ".join(f"{_CONTROLS.get(name, name)} {scores['mean']:.3f}" for name, scores in row["controls"].items())
+    beside = ", ".join(f"{name} {scores['mean']:.3f}" for name, scores in row["controls"].items())
     return {"written": row["write"], "accuracy": row["accuracy"], "controls": beside}
 
 
