@@ -25,7 +25,7 @@ from mi_ablate.interventions import Ablate, Add, Erase, Intervention, Placed, Ro
 from mi_ablate.regression import fit
 from mi_ablate.subspace import Subspace
 
-Acts = Float[Tensor, "n d"] | Mapping[str, Float[Tensor, "n d"]]
+Acts = Float[Tensor, "*n d"] | Mapping[str, Float[Tensor, "*n d"]]
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Moments:
 
     def update(self, x: Float[Tensor, "n d"]) -> "Moments":
         """Add vectors and return self."""
+        if len(x) == 0:
+            return self
         x = x.detach().to(torch.float64)
         n, mean = len(x), x.mean(0)
         scatter = (x - mean).T @ (x - mean)

@@ -73,6 +73,9 @@ class Survived(int):
         number.censored, number.upper = censored, upper
         return number
 
+    def __getnewargs__(self) -> tuple[int, int, bool]:  # type: ignore[override]
+        return int(self), self.upper, self.censored
+
     def __repr__(self) -> str:
         if self.censored:
             return f"{int(self)}+"
@@ -102,7 +105,7 @@ class Curve:
         """The metric with nothing removed."""
         return float(self.values[0])
 
-    def k_at(self, tau: float, rule: str = "first", scale: str = "relative", run: str = "edited") -> Survived | None:
+    def k_at(self, tau: int | float, rule: str = "first", scale: str = "relative", run: str = "edited") -> Survived | None:
         """Return how many directions can be removed with the metric still at ``tau``.
 
         Args:
@@ -371,15 +374,18 @@ def _site_moments(
     readable: dict[int, Pos] = {}
     for name, hook in placed.items():
         pos = None if callable(hook.pos) or (isinstance(hook.pos, Tensor) and hook.pos.dtype == torch.bool) else hook.pos
-        key = next((k for k, p in readable.items() if p is pos or (isinstance(p, int) and p == pos)), len(readable))
+        key = next((k for k, p in readable.items() if p is pos or (type(p) is type(pos) is int and p == pos)), len(readable))
         readable[key] = pos
         groups.setdefault(key, []).append(name)
     for key, names in groups.items():
         for rows, acts in stream(model, split(model, tokens, mask, batch_size), names, pos=readable[key]):
             for name in names:
-                x = acts[name]
-                real = mask is not None and readable[key] is None and x.ndim == 3
-                x = x[mask[rows].bool()] if real else _part(x, placed[name])  # type: ignore[index]
+                x, pos = acts[name], placed[name].pos
+                if isinstance(pos, Tensor) and pos.dtype == torch.bool:
+                    x = x[pos[rows]]
+                elif mask is not None and readable[key] is None:
+                    x = x[mask[rows].bool()]
+                x = _part(x, placed[name])
                 found.setdefault(name, Moments()).update(x.reshape(-1, x.shape[-1]))
     return found
 

@@ -27,7 +27,7 @@ _SAME = 1e-4
 _CACHE = 2**28
 """Floats of keys and values that may be kept (1 GiB in float32)."""
 
-Batch = tuple[Int[Tensor, " b"], Any, Callable[[Any, FwdHooks], Tensor]]
+Batch = tuple[Int[Tensor, " _"], Any, Callable[[Any, FwdHooks], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def replay(
 
 
 def _readout(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | None:
+    if getattr(model.cfg, "output_logits_soft_cap", None) not in (None, 0, -1):
+        return None  # the cap comes after the unembedding, and small clean logits would not show it
     name = last_residual(model)
     norm = getattr(model, "ln_final", None) if model.cfg.normalization_type is not None else None
 
