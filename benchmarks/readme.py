@@ -13,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+ZOO = HERE.parent / "src" / "mi_ablate" / "toys" / "zoo"
 
 
 def newest(name: str, key: str) -> dict[str, dict]:
@@ -96,7 +97,7 @@ def speed() -> str:
             value = f"{found['ratio_extrapolated']:.1f} x"
             rows.append({"what": what, "against": "removal_curve", "CPU time": value})
     for found in newest("train_step", "benchmark").values():
-        at = {"ratio": found["ratio"], "ratio_low": found["ratio_q25"], "ratio_high": found["ratio_q75"]}
+        at = dict(zip(("ratio", "ratio_low", "ratio_high"), (found["ratio"], *found["ratio_quartiles"])))
         what = "training step, 2 layers, d 128, batch 512: HookedTransformer with fused AdamW"
         rows.append({"what": what, "against": "`mi_ablate.toys.train`", "CPU time": ratio(at)})
     return (
@@ -119,6 +120,44 @@ def rendered(text: str) -> str:
         if count != 1:
             raise SystemExit(f"README.md has {count} places marked for {marker}.")
     return text
+
+
+def zoo() -> str:
+    """The page of the shipped models, from the cards in their headers."""
+    from mi_ablate._files import read
+
+    parts = ["# The shipped models\n", "Written by `python benchmarks/readme.py` from the cards in the files' headers.\n"]
+    for path in sorted(ZOO.glob("*.safetensors")):
+        card = read(path)[1]
+        shape, training = card["config"], card["training"]
+        grok = card["grok_step"]
+        grok = ", ".join(f"{k} {v}" for k, v in grok.items()) if isinstance(grok, dict) else grok
+        rows = {
+            "task": f"{', '.join(shape['operations'])} mod {shape['modulus']}, `{shape['layout']}`",
+            "model": f"{shape['n_layers']} layers, d_model {shape['d_model']}, {shape['n_heads']} heads, d_mlp "
+            f"{shape['d_mlp']}, {shape['act_fn']}, norm {shape['normalization']}, biases {shape['biases']}",
+            "training": f"AdamW lr {training['learning_rate']}, betas {tuple(training['betas'])}, weight decay "
+            f"{training['weight_decay']}, batch {training['batch_size'] or 'all'}, {training['train_fraction']:.0%} of "
+            f"the pairs, init {training['init']}",
+            "seeds": f"model {training['seed']}, split {training['split_seed']}",
+            "steps": f"{card['steps']}; these weights are of step {card['checkpoint_step']}",
+            "stable": f"{card['stable']} ({card['stable_rule']})",
+            "grok step": f"{grok} ({card['grok_rule']})",
+            "accuracy": ", ".join(f"{k} {v:.4f}" for k, v in flat(card["accuracy"]).items()),
+            "versions": ", ".join(f"{k} {v}" for k, v in card["versions"].items()),
+            "made by": f"`{card['command']}`, {card['cpu_seconds'] / 60:.0f} CPU minutes",
+        }
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        parts.append(f"## {path.stem}\n\n| | |\n|---|---|\n{table}\n")
+    return "\n".join(parts)
+
+
+def flat(scores: dict, prefix: str = "") -> dict[str, float]:
+    """Nested accuracies by dotted names."""
+    found = {}
+    for key, value in scores.items():
+        found |= flat(value, f"{prefix}{key} ") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def figure() -> None:
@@ -146,6 +185,7 @@ def figure() -> None:
 
 
 if __name__ == "__main__":
+    (ZOO / "README.md").write_text(zoo())
     README.write_text(rendered(README.read_text()))
     if "--figure" in sys.argv:
         figure()

@@ -44,8 +44,7 @@ def test_every_result_has_its_controls(untrained, operations, tmp_path):
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == 3
     for row in result["removal"]:
-        controls = {"covariance", "pca"} if "plane" not in row["where"] else set()
-        assert set(row["k_at_95"]) == {"edited"} | controls
+        assert set(row["k_at_95"]) == {"edited", "covariance", "pca"}
         assert row["curve"][0]["variance_removed"] == 0
     assert {row["write"] for row in result["answer_circle"]} >= {"another answer", "+1", "+5", "+20"}
     assert all(row["controls"] for row in result["answer_circle"])

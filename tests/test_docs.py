@@ -66,6 +66,7 @@ def test_readme_tables_are_those_of_the_results_files():
         readme = importlib.import_module("readme")
         text = (ROOT / "README.md").read_text()
         assert readme.rendered(text) == text, "run: python benchmarks/readme.py"
+        assert (readme.ZOO / "README.md").read_text() == readme.zoo(), "run: python benchmarks/readme.py"
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
 

@@ -11,7 +11,7 @@ Multiplication is analysed in exponents of a primitive root (`mi_ablate.modular.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -240,8 +240,23 @@ def _removal_last(task: Task, acts: Tensor, draws: int, report: Report) -> dict[
         ks = range(min(40, directions.rank) + 1)
         curves["last residual", ablation] = walk(directions, metric, ks=ks)
         ks = range(0, min(40, planes.rank - planes.rank % 2) + 1, 2)
-        curves["last residual, by frequency plane", ablation] = walk(planes, metric, ks=ks, step=2, controls={})
+        whole = walk(planes, metric, ks=ks, step=2, controls={})
+        curves["last residual, by frequency plane", ablation] = _beside(whole, curves["last residual", ablation])
     return curves
+
+
+def _beside(planes: Curve, directions: Curve) -> Curve:
+    """The plane curve with the direction curve's controls at its k: they depend on k, seed and ablation alone."""
+    ks = tuple(k for k in planes.ks if k in directions.ks)
+    mine, theirs = ([c.ks.index(k) for k in ks] for c in (planes, directions))
+    removed = {name: share[theirs] for name, share in directions.variance_removed.items() if name != "edited"}
+    return replace(
+        planes,
+        ks=ks,
+        values=planes.values[mine],
+        controls={name: draws[:, theirs] for name, draws in directions.controls.items()},
+        variance_removed={"edited": planes.variance_removed["edited"][mine], **removed},
+    )
 
 
 def _removal_every(task: Task, draws: int, full: bool, report: Report) -> dict[tuple[str, str], Curve]:

@@ -63,7 +63,8 @@ def answer_circle(
             figure.add_trace(trace, row=1, col=columns)
         shares = all(0 <= row[metric] <= 1 for row in writes)
         scale = {"range": [0, 1.1], "tickvals": [0, 0.25, 0.5, 0.75, 1]} if shares else {}
-        figure.update_xaxes(type="category", showticklabels=True, row=1, col=columns)
+        room = [-0.75, len(writes) - 0.4]
+        figure.update_xaxes(type="category", range=room, showticklabels=True, row=1, col=columns)
         figure.update_yaxes(title=metric, showgrid=True, showticklabels=True, **scale, row=1, col=columns)
     figure.update_layout(barmode="group", bargap=0.25, legend={"tracegroupgap": 4})
     wide, narrow = _layouts(figure, columns, bool(writes))
