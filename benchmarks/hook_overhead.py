@@ -19,7 +19,9 @@ def gpt2_small() -> tuple[HookedTransformer, torch.Tensor]:
         n_layers=12, d_model=768, d_head=64, n_heads=12, n_ctx=128, d_vocab=50257, act_fn="gelu_new",
         normalization_type="LN", seed=0,
     )  # fmt: skip
-    return HookedTransformer(config).eval(), torch.randint(0, 50257, (1, 32), generator=torch.Generator().manual_seed(0))
+    return HookedTransformer(config).eval(), torch.randint(
+        0, 50257, (1, 32), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def toy() -> tuple[HookedTransformer, torch.Tensor]:

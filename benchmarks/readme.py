@@ -42,9 +42,7 @@ def results() -> str:
         row["top frequencies of W_E"] = ", ".join(str(k["frequency"]) for k in found["key_frequencies"][:5])
         for ablation in ("zero", "mean", "resample"):
             k = at["last residual", ablation]["k_at_95"]
-            row[f"k@95% {ablation} (cov., PCA)"] = (
-                f"{text(k['edited'])} ({text(k['covariance'])}, {text(k['pca'])})"
-            )
+            row[f"k@95% {ablation} (cov., PCA)"] = f"{text(k['edited'])} ({text(k['covariance'])}, {text(k['pca'])})"
         k = at["every site", "zero"]["k_at_95"]
         row["every site, zero"] = f"{text(k['edited'])} ({text(k['covariance'])}, {text(k['pca'])})"
         removal.append(row)
@@ -126,7 +124,10 @@ def zoo() -> str:
     """The page of the shipped models, from the cards in their headers."""
     from mi_ablate._files import read
 
-    parts = ["# The shipped models\n", "Written by `python benchmarks/readme.py` from the cards in the files' headers.\n"]
+    parts = [
+        "# The shipped models\n",
+        "Written by `python benchmarks/readme.py` from the cards in the files' headers.\n",
+    ]
     for path in sorted(ZOO.glob("*.safetensors")):
         card = read(path)[1]
         shape, training = card["config"], card["training"]
@@ -163,25 +164,22 @@ def flat(scores: dict, prefix: str = "") -> dict[str, float]:
 def figure() -> None:
     """Draw the answer circle of add97 with headless Chromium."""
     import mi_ablate as mi
-    from mi_ablate import demo_page
+    from mi_ablate.demo import page as as_page
     from mi_ablate.demo import take_apart
 
     found = take_apart(mi.toys.load("add97"))
     first = next(iter(found.picture["planes"]))
     drawn = {key: {first: found.picture[key][first]} for key in ("planes", "predicted")}
-    picture = demo_page.picture(replace(found, picture={**found.picture, **drawn}))
+    picture = as_page.picture(replace(found, picture={**found.picture, **drawn}))
     picture.update_layout(width=1150, height=450, paper_bgcolor="white")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         style = "<style>body{margin:0;background:white}</style>"
         page.write_text(style + picture.to_html(include_plotlyjs=True, full_html=False, config={"staticPlot": True}))
-        subprocess.run(
-            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            + [f"--user-data-dir={folder}/profile", "--window-size=1150,450", "--virtual-time-budget=5000"]
-            + ["--force-device-scale-factor=1.5", f"--screenshot={HERE.parent / 'docs' / 'answer_circle.png'}", str(page)],
-            check=True,
-            capture_output=True,
-        )
+        browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        size = ["--window-size=1150,450", "--force-device-scale-factor=1.5", "--virtual-time-budget=5000"]
+        where = [f"--user-data-dir={folder}/profile", f"--screenshot={HERE.parent / 'docs' / 'answer_circle.png'}"]
+        subprocess.run([*browser, *size, *where, str(page)], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

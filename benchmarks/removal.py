@@ -57,9 +57,7 @@ def full_curve(toy, name: str, rounds: int) -> dict[str, object]:
     basis = mi.fit(acts, mi.classes(toy.answers)).subspace()
 
     def ours() -> mi.Curve:
-        return mi.removal_curve(
-            toy.model, toy.tokens, basis, mi.accuracy(toy.answers), at=name, ks=range(41), draws=20
-        )
+        return mi.removal_curve(toy.model, toy.tokens, basis, mi.accuracy(toy.answers), at=name, ks=range(41), draws=20)
 
     points = 40 * 22
     few = [mi.Ablate(basis[:k]).at(name, pos=-1) for k in (1, 20, 40)]

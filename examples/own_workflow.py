@@ -33,7 +33,7 @@ everywhere = mi.Ablate(directions[:2])
 print("hooks and weights differ by", mi.verify_baked(model, everywhere, tokens[:200]), "of the largest logit")
 
 # %% A saved intervention loads in one line; its card says what it was claimed to do.
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
 saved = Path(__file__).parents[1] / "hooks" / "saved" / "add97_turn_answer_by_5.safetensors"
 turn = mi.load(saved, model)

@@ -39,7 +39,11 @@ def measure(toy: mi.toys.Toy, edit: mi.Intervention, answers: torch.Tensor) -> d
     return {"metric": "accuracy on the stated answers, all prompts", "rows": found.table()}
 
 
-SCORED_ON = {"add97_turn_answer_by_5": "a + b + 5", "add97_answer_circle_mean": "a + b", "add97_contrastive_zero": "a + b"}
+SCORED_ON = {
+    "add97_turn_answer_by_5": "a + b + 5",
+    "add97_answer_circle_mean": "a + b",
+    "add97_contrastive_zero": "a + b",
+}
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mi_ablate.demo import RULE, Demo
+from mi_ablate.demo.results import RULE, Demo
 
 SAYS = {
     "accuracy": "Share of prompts on which the largest logit is the answer's.",
@@ -26,14 +26,14 @@ SAYS = {
         "its own fitted on {bases} and scored on {n} others."
     ),
     "circle": (
-        "At the last residual stream, the answer is a hand on several clocks. \"+5\": on every prompt the hand is replaced "
+        'At the last residual stream, the answer is a hand on several clocks. "+5": on every prompt the hand is replaced '
         "by the one of a + b + 5, predicted by a fit that has seen neither that answer nor any activation of it (thirds of "
-        "the answers). \"Turned by +5\" rotates each plane of frequency k by 2πk·5/p, one constant edit for all prompts. "
+        'the answers). "Turned by +5" rotates each plane of frequency k by 2πk·5/p, one constant edit for all prompts. '
         "Accuracy is on the written answer; ablation is scored on the prompt's own.\n\n"
-        "Controls: \"shuffled labels\" writes the values of a fit to shuffled rows into the same subspace. "
-        "\"Covariance-drawn\" writes the right values into a random subspace of the same rank: where it works too, that "
+        'Controls: "shuffled labels" writes the values of a fit to shuffled rows into the same subspace. '
+        '"Covariance-drawn" writes the right values into a random subspace of the same rank: where it works too, that '
         "subspace held the circle by its size alone, and the values do the work.\n\n"
-        "This shows what the model writes, not which algorithm wrote it: models with constant attention (\"Pizza\") have a "
+        'This shows what the model writes, not which algorithm wrote it: models with constant attention ("Pizza") have a '
         "circle that turns as well."
     ),
     "attention": "Patterns of every head on one prompt, and their mean over {n} prompts. Rows are destinations.",
@@ -114,7 +114,9 @@ def removal_rows(found: Demo, where: str) -> list[dict[str, Any]]:
             if tau == 0.95 and k is not None:
                 row["variance removed there"] = float(curve.variance_removed["edited"][curve.ks.index(int(k))])
             for name in curve.controls:
-                row[f"k@{tau:.0%} {name}"] = str(curve.k_at(tau, run=name) if curve.k_at(tau, run=name) is not None else "-")
+                row[f"k@{tau:.0%} {name}"] = str(
+                    curve.k_at(tau, run=name) if curve.k_at(tau, run=name) is not None else "-"
+                )
         rows.append(row)
     return rows
 
@@ -188,4 +190,3 @@ def rows_as_markdown(rows: Iterable[dict[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in rows])
-
