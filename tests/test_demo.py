@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from models import data_folder
 
 import mi_ablate as mi
-from mi_ablate import demo_page
-from mi_ablate.demo import take_apart
+from mi_ablate.demo import page, take_apart
+from mi_ablate.demo.circle import answer_circle
+from mi_ablate.demo.task import task_of
+from models import data_folder
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,13 @@ def test_every_result_has_its_controls(untrained, operations, tmp_path):
     assert {row["write"] for row in result["answer_circle"]} >= {"another answer", "+1", "+5", "+20"}
     assert all(row["controls"] for row in result["answer_circle"])
     assert any("every site" in line for line in lines)
-    page = demo_page.write(found, tmp_path / "demo.html")
-    assert "untrained" in page.read_text()
-    demo_page.print_tables(found)
+    written = page.write(found, tmp_path / "demo.html")
+    assert "untrained" in written.read_text()
+    page.print_tables(found)
 
 
 def test_multiplication_is_analysed_in_exponents_of_a_root(untrained):
-    from mi_ablate.demo import _task
-
-    task = _task(untrained(("add", "mul")), "mul")
+    task = task_of(untrained(("add", "mul")), "mul")
     p, g = 13, mi.modular.primitive_root(13)
     assert task.period == 12
     assert len(task.rows) == 12 * 12
@@ -75,10 +74,8 @@ def test_full_prints_an_estimate_first(untrained):
 @pytest.mark.compat
 def test_the_answer_circle_of_the_shipped_model_turns():
     """The README's headline, on the shipped add97; controls as low as it says."""
-    from mi_ablate.demo import _task, answer_circle
-
     toy = mi.toys.load("add97")
-    task = _task(toy, None)
+    task = task_of(toy, None)
     acts = mi.collect(toy.model, task.tokens, mi.last_residual(toy.model))[mi.last_residual(toy.model)]
     chosen = mi.modular.spectrum(toy.model.embed.W_E.detach()[:97]).top(10)
     rows = {row["write"]: row for row in answer_circle(task, acts, chosen, draws=2)}
@@ -88,12 +85,12 @@ def test_the_answer_circle_of_the_shipped_model_turns():
     assert rows["turned by +5"]["controls"]["covariance-drawn"]["high"] < 0.1
 
 
-@pytest.mark.parametrize(("name", "top"), [("nanda_mod113", [23, 6, 39, 3, 35]), ("zhong_model_a", None), ("zhong_model_b", None)])
+@pytest.mark.parametrize(
+    ("name", "top"), [("nanda_mod113", [23, 6, 39, 3, 35]), ("zhong_model_a", None), ("zhong_model_b", None)]
+)
 def test_published_models_have_known_frequencies_and_circles_that_turn(name, top):
-    from mi_ablate.demo import _task, answer_circle
-
     toy = mi.toys.load(data_folder() / "third_party_models" / f"{name}.safetensors")
-    task = _task(toy, None)
+    task = task_of(toy, None)
     acts = mi.collect(toy.model, task.tokens, mi.last_residual(toy.model))[mi.last_residual(toy.model)]
     found = mi.modular.spectrum(toy.model.embed.W_E.detach()[: toy.modulus])
     if top:
@@ -111,7 +108,9 @@ def test_command_line_prints_one_json_object_and_writes_the_page(tmp_path, untra
 
     config = untrained().config
     path = mi.toys.save(tmp_path / "toy.safetensors", config, initial_state(config, "log", 0))
-    done = _cli("demo", "--model", str(path), "--out", str(tmp_path / "out"), "--json", "--draws", "1", "--frequencies", "3")
+    done = _cli(
+        "demo", "--model", str(path), "--out", str(tmp_path / "out"), "--json", "--draws", "1", "--frequencies", "3"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["key_frequencies"]
     assert (tmp_path / "out" / "demo.html").stat().st_size > 1_000_000
@@ -140,7 +139,12 @@ def test_bad_input_is_one_sentence_without_a_traceback(arguments, message, tmp_p
 
 @pytest.mark.compat
 def test_training_from_the_command_line_gives_a_model_that_loads(tmp_path):
-    config = {"config": {"modulus": 7, "n_layers": 1, "d_model": 16, "d_mlp": 32}, "steps": 20, "batch_size": 8, "evaluate_every": 10}
+    config = {
+        "config": {"modulus": 7, "n_layers": 1, "d_model": 16, "d_mlp": 32},
+        "steps": 20,
+        "batch_size": 8,
+        "evaluate_every": 10,
+    }
     (tmp_path / "mine.json").write_text(json.dumps(config))
     done = _cli("train", str(tmp_path / "mine.json"), "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

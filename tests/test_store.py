@@ -5,10 +5,10 @@ import struct
 
 import pytest
 import torch
-from models import tiny, tokens_for
 
 import mi_ablate as mi
 from mi_ablate import _files
+from models import tiny, tokens_for
 
 pytestmark = pytest.mark.compat
 
@@ -64,10 +64,10 @@ def test_card_tells_operation_site_model_and_claim(tmp_path, model):
 
 def test_another_architecture_is_an_error_and_other_weights_unless_not_strict(tmp_path, model):
     path = mi.save(tmp_path / "x.safetensors", HOOKS["zero"], mi.Card.of(model, "x"))
-    with pytest.raises(mi.ArtefactError, match="another architecture: n_layers 2 \\(this model: 3\\)"):
+    with pytest.raises(mi.ArtefactError, match=r"another architecture: n_layers 2 \(this model: 3\)"):
         mi.load(path, tiny(n_layers=3), strict=False)
     other = tiny(seed=5)
-    with pytest.raises(mi.ArtefactError, match="other weights.*strict=False"):
+    with pytest.raises(mi.ArtefactError, match=r"other weights.*strict=False"):
         mi.load(path, other)
     assert len(mi.load(path, other, strict=False)) == 1
 
@@ -131,7 +131,14 @@ def _hostile(body: bytes, header: dict) -> bytes:
         _hostile(b"", {"__metadata__": {"card": "[" * 100_000}}),
         _hostile(b"", {"__metadata__": {"card": '["a list"]'}}),
         _hostile(b"", {"__metadata__": {"card": '{"format": "another"}'}}),
-        _hostile(b"", {"__metadata__": {"card": '{"format": "mi_ablate interventions 1", "hooks": [{"operation": "os.system"}]}'}}),
+        _hostile(
+            b"",
+            {
+                "__metadata__": {
+                    "card": '{"format": "mi_ablate interventions 1", "hooks": [{"operation": "os.system"}]}'
+                }
+            },
+        ),
         _hostile(b"", {"__metadata__": {"card": '{"format": "mi_ablate interventions 1", "hooks": [3]}'}}),
         _hostile(b"", {"__metadata__": {"card": '{"format": "mi_ablate interventions 1", "hooks": []}'}}),
     ],
@@ -139,7 +146,7 @@ def _hostile(body: bytes, header: dict) -> bytes:
 def test_truncated_and_hostile_files_are_one_clear_error(tmp_path, model, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(mi.ArtefactError, match="x.safetensors"):
+    with pytest.raises(mi.ArtefactError, match=r"x\.safetensors"):
         mi.load(path)
 
 

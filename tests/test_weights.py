@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models import gpt2_bridge, has_bridge, tiny, tokens_for
 
 import mi_ablate as mi
 from mi_ablate.weights import as_hooks
+from models import gpt2_bridge, has_bridge, tiny, tokens_for
 
 pytestmark = pytest.mark.compat
 
@@ -37,7 +37,9 @@ def test_baked_weights_equal_hooks(any_model, name):
 
 
 def test_baking_at_chosen_writers_equals_hooks_there(any_model):
-    hooks = mi.Ablate(S, VECTOR).at("hook_embed", "blocks.1.hook_mlp_out") + mi.Rotate(S[:2], 1.0).at("blocks.0.hook_attn_out")
+    hooks = mi.Ablate(S, VECTOR).at("hook_embed", "blocks.1.hook_mlp_out") + mi.Rotate(S[:2], 1.0).at(
+        "blocks.0.hook_attn_out"
+    )
     assert mi.verify_baked(any_model, hooks, tokens_for(any_model)) < 1e-12
 
 

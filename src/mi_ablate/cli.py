@@ -27,17 +27,20 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
     frequencies: Annotated[int, typer.Option(help="Frequencies of the answer circle, by energy of W_E.")] = 10,
     operation: Annotated[str | None, typer.Option(help="Which operation of a model with several.")] = None,
-    full: Annotated[bool, typer.Option(help="Every site on all inputs, every k and ablation. Prints an estimate.")] = False,
+    full: Annotated[
+        bool, typer.Option(help="Every site on all inputs, every k and ablation. Prints an estimate.")
+    ] = False,
     draws: Annotated[int | None, typer.Option(help="Seeds of each random control.")] = None,
     threads: Threads = 1,
 ) -> None:
     """Take a grokked transformer apart: frequencies, removal curves with controls, the answer circle, attention."""
     _threads(threads)
-    from mi_ablate import demo as main_job
-    from mi_ablate import demo_page, toys
+    from mi_ablate import toys
+    from mi_ablate.demo import page as as_page
+    from mi_ablate.demo import take_apart
 
     toy = toys.load(model)
-    found = main_job.take_apart(
+    found = take_apart(
         toy,
         frequencies=frequencies,
         operation=operation,
@@ -45,17 +48,19 @@ def demo(
         draws=draws,
         report=lambda line: typer.echo(f"  {line}", err=True),
     )
-    page = demo_page.write(found, out / "demo.html", command=_command())
+    page = as_page.write(found, out / "demo.html", command=_command())
     if as_json:
         typer.echo(json.dumps({**found.to_json(), "page": str(page)}))
     else:
-        demo_page.print_tables(found)
+        as_page.print_tables(found)
         typer.echo(f"\nPage: {page}")
 
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG", help="A recipe such as add97, or a JSON or TOML file.")],
+    config: Annotated[
+        str, typer.Argument(metavar="NAME_OR_CONFIG", help="A recipe such as add97, or a JSON or TOML file.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the model; runs/NAME by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
