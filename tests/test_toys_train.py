@@ -20,6 +20,7 @@ from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.forward import is_bias, last_logits, parameter_shapes, trained_names
 from mi_ablate.toys.recipes import RECIPES, TrainConfig, load_recipe
 from mi_ablate.toys.train import main, train
+from mi_ablate.toys.transformer import build
 
 SMALL = ToyConfig(modulus=7, operations=("add", "mul"), d_model=16, n_heads=2, d_mlp=24)
 RUN = TrainConfig(SMALL, seed=3, steps=130, batch_size=16, evaluate_every=20, train_fraction=0.5)
@@ -39,15 +40,16 @@ def hooked(config: ToyConfig, dtype: torch.dtype) -> Any:
     """A HookedTransformer with random weights everywhere, biases that are not trained left at zero."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lens = pytest.importorskip("transformer_lens")
-        if not hasattr(lens, "HookedTransformer"):
+        try:
+            from transformer_lens import HookedTransformer, HookedTransformerConfig
+        except ImportError:
             pytest.skip("this TransformerLens has no HookedTransformer to compare with")
-        shape = lens.HookedTransformerConfig(
+        shape = HookedTransformerConfig(
             n_layers=config.n_layers, d_model=config.d_model, n_heads=config.n_heads, d_head=config.d_head,
             d_mlp=config.d_mlp, n_ctx=config.n_ctx, d_vocab=config.d_vocab, d_vocab_out=config.n_answers,
             act_fn=config.act_fn, normalization_type=config.normalization, device="cpu", dtype=dtype,
         )  # fmt: skip
-        model = lens.HookedTransformer(shape).to(dtype)
+        model = HookedTransformer(shape).to(dtype)
     trained = trained_names(config)
     for name, p in model.named_parameters():
         p.data.normal_(std=0.3) if name in trained else p.data.zero_()
@@ -74,6 +76,18 @@ def test_loss_and_gradients_are_hooked_transformers(config: ToyConfig, batch: in
         torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
         for name, p in params.items():
             torch.testing.assert_close(p.grad, state[name].grad, atol=tolerance * size, rtol=0, msg=name)
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_logits_are_those_of_the_model_that_is_built(config: ToyConfig) -> None:
+    """On every TransformerLens version, also where there is no HookedTransformer."""
+    state = {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}
+    state |= {name: torch.randn(state[name].shape) * 0.3 for name in trained_names(config)}
+    tokens = tasks.all_tokens(config)
+    expected = build(config, state)(tokens)[:, -1]
+    params = {name: state[name] for name in trained_names(config)}
+    torch.testing.assert_close(last_logits(config, params, tokens), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_wrong_gradient_would_be_seen() -> None:
