@@ -17,12 +17,18 @@ ORDER = (
     ("design",),
     ("regression",),
     ("_positions",),
+    ("_placed",),
     ("interventions",),
+    ("gates",),
+    ("_names",),
+    ("_attach",),
     ("model",),
+    ("moments",),
     ("metrics",),
     ("controls",),
     ("replay",),
     ("effects",),
+    ("curves",),
     ("weights",),
     ("store",),
     ("find",),
@@ -35,7 +41,7 @@ ORDER = (
     ("studies",),
     ("_page",),
     ("report",),
-    ("demo", "demo_page"),
+    ("demo",),
     ("cli",),
 )
 """A module imports only from those in earlier rows (and, inside a package, from its own)."""
@@ -43,9 +49,9 @@ RANK = {module: i for i, row in enumerate(ORDER) for module in row}
 DRAWING = ("plot", "_repr_html_")
 """Methods that may import figures, further down: a picture is drawn when asked for."""
 
-LONG_FILES = {"interventions.py": 500, "model.py": 460, "effects.py": 440}
+LONG_FILES: dict[str, int] = {}
 """Files above 300 lines, with a bound that they must not outgrow; an entry that is no longer needed fails."""
-LONG_FUNCTIONS: dict[str, int] = {"effects.py:removal_curve": 80}
+LONG_FUNCTIONS: dict[str, int] = {}
 """Functions above 60 lines (docstring included)."""
 SHARED_NAMES = {"modular/spectrum.py"}
 """Modules that share their name with a public function of their package."""
@@ -84,7 +90,9 @@ def imports(tree: ast.AST, path: Path, skip: tuple[str, ...] = ()) -> set[str]:
 def test_imports_go_one_way(path: Path) -> None:
     me = module_of(path)
     if me == "__init__":
-        assert imports(ast.parse(path.read_text()), path) == set(), "the package's __init__ imports names when first used"
+        assert imports(ast.parse(path.read_text()), path) == set(), (
+            "the package's __init__ imports names when first used"
+        )
         return
     assert me in RANK, f"{me} has no place in the order yet: add it to ORDER where it belongs"
     upward = {name for name in imports(ast.parse(path.read_text()), path, skip=DRAWING) if name != me}
@@ -137,7 +145,18 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-HEAVY = ("transformer_lens", "transformers", "plotly", "circuitsvis", "matplotlib", "sklearn", "scipy", "pandas", "typer", "ray")
+HEAVY = (
+    "transformer_lens",
+    "transformers",
+    "plotly",
+    "circuitsvis",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "typer",
+    "ray",
+)
 LOADED = f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
 
 
@@ -152,7 +171,8 @@ def test_the_core_works_without_them_too() -> None:
 import torch, mi_ablate as mi
 s = mi.fit(torch.randn(20, 4), mi.fourier(range(20), 5, [1])).subspace()
 mi.Ablate(s)(torch.randn(2, 4))
-names = [getattr(mi, name) for name in ("effect", "removal_curve", "collect", "attached", "save", "bake_", "metrics", "controls")]
+for name in ("effect", "removal_curve", "collect", "attached", "save", "bake_", "metrics", "controls"):
+    getattr(mi, name)
 """
     assert run_python(code + LOADED).strip() == "[]"
 
@@ -165,7 +185,9 @@ def test_the_import_test_can_fail() -> None:
 @pytest.mark.compat
 def test_every_public_name_resolves() -> None:
     code = "import mi_ablate as mi\nmissing = []\nfor name in mi.__all__:\n    try:\n        getattr(mi, name)\n"
-    code += "    except (ImportError, AttributeError) as error:\n        missing.append((name, str(error)))\nprint(missing)"
+    code += (
+        "    except (ImportError, AttributeError) as error:\n        missing.append((name, str(error)))\nprint(missing)"
+    )
     assert run_python(code).strip() == "[]"
 
 
@@ -233,7 +255,9 @@ def test_house_rules(path: Path) -> None:
         if isinstance(node, ast.ImportFrom):
             assert node.module != "__future__", "annotations are checked at run time in the tests"
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
-            mutable = [d for d in node.args.defaults + node.args.kw_defaults if isinstance(d, (ast.List, ast.Dict, ast.Set))]
+            mutable = [
+                d for d in node.args.defaults + node.args.kw_defaults if isinstance(d, (ast.List, ast.Dict, ast.Set))
+            ]
             assert not mutable, f"line {node.lineno}: a mutable default"
     if path.stem != "__init__" or tree.body:
         assert ast.get_docstring(tree), "every module says what it is"

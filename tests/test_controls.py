@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, controls, fit, fourier
 from mi_ablate.controls import Moments, from_moments
-from torch import Tensor
 
 D = 6
 SITE = "blocks.0.hook_resid_post"
@@ -212,7 +213,7 @@ def test_plain_functions_and_whole_vectors_have_no_subspace_to_replace() -> None
 
 def test_a_rank_above_the_width_raises() -> None:
     control = controls.covariance(ACTS, rank=7)
-    with pytest.raises(ValueError, match="Rank 7 was asked of activations of width 6 at blocks.0.hook_resid_post"):
+    with pytest.raises(ValueError, match=r"Rank 7 was asked of activations of width 6 at blocks.0.hook_resid_post"):
         control(TREATMENT, 0)
 
 

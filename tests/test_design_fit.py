@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mi_ablate import Design, Fitter, classes, contrast, fit, fourier, helix, linear, polynomial
 from torch import Tensor
+
+from mi_ablate import Design, Fitter, classes, contrast, fit, fourier, helix, linear, polynomial
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -129,7 +130,9 @@ def test_a_fit_does_not_depend_on_the_batches(name: str, sizes: list[int]) -> No
     assert parts.n == whole.n == 40
     assert torch.allclose(parts.mean, whole.mean, rtol=1e-14)
     assert torch.allclose(parts.predict(design), whole.predict(design), rtol=1e-10)
-    if name != "helix":  # its line and its slowest cosine are nearly collinear on 0..12: the coefficients are not pinned
+    if (
+        name != "helix"
+    ):  # its line and its slowest cosine are nearly collinear on 0..12: the coefficients are not pinned
         assert torch.allclose(parts.coef, whole.coef, atol=1e-9)
     assert abs(parts.r2 - whole.r2) < 1e-10
     assert torch.allclose(parts.covariance, acts.T.cov(), atol=1e-10)
@@ -200,7 +203,7 @@ def test_the_subspace_is_ordered_by_the_variance_of_the_fitted_values() -> None:
     found = fit(acts, design)
     values = found.predict(design)
     values = values - values.mean(0)
-    u, s, vh = torch.linalg.svd(values, full_matrices=False)
+    _u, s, vh = torch.linalg.svd(values, full_matrices=False)
     basis = found.subspace().basis
     assert torch.allclose((basis * vh.T).sum(0).abs(), torch.ones(6, dtype=torch.float64), atol=1e-8)
     assert torch.allclose(found.singular_values()[:6], s / 40**0.5, atol=1e-10)

@@ -7,6 +7,8 @@ import pickle
 
 import pytest
 import torch
+from torch import Tensor
+
 from mi_ablate import (
     Ablate,
     Add,
@@ -27,10 +29,9 @@ from mi_ablate import (
     removal_curve,
     sites,
 )
-from mi_ablate.effects import Survived
-from mi_ablate.replay import Replay, replay
+from mi_ablate.curves import Survived
+from mi_ablate.replay import replay
 from models import has_hooked_transformer, logits_with, tiny, tokens_for
-from torch import Tensor
 
 LAST = "blocks.1.hook_resid_post"
 FIRST = "blocks.0.hook_resid_post"
@@ -89,7 +90,9 @@ def test_every_shortcut_gives_the_scores_of_a_whole_pass(model, prompts, answers
     reference = [x for _, x in runs.logits([])]
     assert torch.allclose(runs.score(hooks, metric, reference), whole_scores(model, prompts, hooks, metric), atol=1e-10)
     others = Add(draw(40, edit.subspace.d if edit.subspace else 8), 0.3).at(*PLACES[place], pos=-1, **where)
-    assert torch.allclose(runs.score(others, metric, reference), whole_scores(model, prompts, others, metric), atol=1e-10)
+    assert torch.allclose(
+        runs.score(others, metric, reference), whole_scores(model, prompts, others, metric), atol=1e-10
+    )
     assert torch.allclose(runs.score([], metric, reference), whole_scores(model, prompts, [], metric), atol=1e-10)
 
 
@@ -357,7 +360,13 @@ def test_an_effect_without_hooks_raises(model, prompts, answers) -> None:
 def test_a_curve_is_the_effect_at_every_k(model, prompts, answers) -> None:
     metric = logit_diff(answers, (answers + 1) % 11)
     curve = removal_curve(model, prompts, S, metric, at=LAST, draws=2)
-    assert (curve.ks, curve.sites, curve.ablation, curve.n, curve.metric) == ((0, 1, 2, 3, 4), (LAST,), "zero", 40, "logit_diff")
+    assert (curve.ks, curve.sites, curve.ablation, curve.n, curve.metric) == (
+        (0, 1, 2, 3, 4),
+        (LAST,),
+        "zero",
+        40,
+        "logit_diff",
+    )
     assert curve.replay == "readout"
     acts = collect(model, prompts, LAST)[LAST]
     drawn = controls.covariance(acts)
@@ -543,7 +552,12 @@ def test_a_curves_repr_says_what_was_removed_and_beside_what() -> None:
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(0, 10, 0.0, 0.30849710781876), (5, 10, 0.18708602844739, 0.81291397155261), (10, 10, 0.69150289218124, 1.0), (95, 100, 0.88716533, 0.98356812)],
+    [
+        (0, 10, 0.0, 0.30849710781876),
+        (5, 10, 0.18708602844739, 0.81291397155261),
+        (10, 10, 0.69150289218124, 1.0),
+        (95, 100, 0.88716533, 0.98356812),
+    ],
 )
 def test_clopper_pearson_known_values(successes: int, n: int, low: float, high: float) -> None:
     values = torch.cat([torch.ones(successes), torch.zeros(n - successes)])

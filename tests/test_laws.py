@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mi_ablate import Ablate, Add, Erase, Rotate, Subspace
 from torch import Tensor
+
+from mi_ablate import Ablate, Add, Erase, Rotate, Subspace
 
 D, N, P = 8, 5, 3
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -9,13 +9,28 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import mi_ablate as mi
 import pytest
 import torch
-from mi_ablate import Ablate, Add, Design, Erase, Fitter, Rotate, Subspace, classes, contrast, fit, fourier, gated, linear
+from torch import Tensor
+
+import mi_ablate as mi
+from mi_ablate import (
+    Ablate,
+    Add,
+    Design,
+    Erase,
+    Fitter,
+    Rotate,
+    Subspace,
+    classes,
+    contrast,
+    fit,
+    fourier,
+    gated,
+    linear,
+)
 from mi_ablate._positions import Window, resolve
 from mi_ablate.model import split
-from torch import Tensor
 
 S = Subspace.random(6, 3)
 X = torch.zeros(4, 5, 6)
@@ -26,20 +41,36 @@ Q = "blocks.0.attn.hook_z"
 
 WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     # subspace.py
-    "rank above d": (lambda: Subspace.random(3, 4), ValueError, "A subspace of 3 dimensions has a rank from 1 to 3, not 4."),
-    "rank 0": (lambda: Subspace(torch.zeros(3, 0)), ValueError, "A subspace of 3 dimensions has a rank from 1 to 3, not 0."),
+    "rank above d": (
+        lambda: Subspace.random(3, 4),
+        ValueError,
+        "A subspace of 3 dimensions has a rank from 1 to 3, not 4.",
+    ),
+    "rank 0": (
+        lambda: Subspace(torch.zeros(3, 0)),
+        ValueError,
+        "A subspace of 3 dimensions has a rank from 1 to 3, not 0.",
+    ),
     "not orthonormal": (
         lambda: Subspace(torch.ones(3, 2)),
         ValueError,
         "The columns are not orthonormal (error 3.0e+00). Subspace.span(vectors) makes them so; it takes the vectors as rows.",
     ),
-    "NaN basis": (lambda: Subspace(NAN.T), ValueError, "The basis hold 2 values that are NaN or infinite (shape [3, 1])."),
+    "NaN basis": (
+        lambda: Subspace(NAN.T),
+        ValueError,
+        "The basis hold 2 values that are NaN or infinite (shape [3, 1]).",
+    ),
     "NaN vectors": (
         lambda: Subspace.span(NAN),
         ValueError,
         "The vectors hold 2 values that are NaN or infinite (shape [1, 3]).",
     ),
-    "zero vectors": (lambda: Subspace.span(torch.zeros(2, 3)), ValueError, "The 2 vectors span nothing: all of them are zero."),
+    "zero vectors": (
+        lambda: Subspace.span(torch.zeros(2, 3)),
+        ValueError,
+        "The 2 vectors span nothing: all of them are zero.",
+    ),
     "full complement": (
         lambda: Subspace.random(3, 3).complement(),
         ValueError,
@@ -145,8 +176,10 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "3 activations and 8 rows of the design: one row an example is needed.",
     ),
     "merge": (
-        lambda: Fitter().update(torch.zeros(8, 6), linear(NUMBERS)).merge(
-            Fitter().update(torch.zeros(8, 6), linear(NUMBERS, "b"))
+        lambda: (
+            Fitter()
+            .update(torch.zeros(8, 6), linear(NUMBERS))
+            .merge(Fitter().update(torch.zeros(8, 6), linear(NUMBERS, "b")))
         ),
         ValueError,
         "Two fitters merge only with the same design columns and the same width of activations.",
@@ -283,7 +316,11 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "The attention mask has shape [4, 6]; the tokens so far are [4, 5].",
     ),
     # effects.py
-    "one value": (lambda: mi.interval([1.0]), ValueError, "An interval needs at least two values; these have shape [1]."),
+    "one value": (
+        lambda: mi.interval([1.0]),
+        ValueError,
+        "An interval needs at least two values; these have shape [1].",
+    ),
 }
 
 ILL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -415,9 +452,13 @@ def test_a_model_level_message_for_names(model, tokens) -> None:
 
 
 def test_a_hook_name_is_a_string(unchecked, model) -> None:
-    with pytest.raises(ValueError, match=r"^A hook name is a string; 3 is not\. sites\(model, 'resid_post'\) lists names"):
-        with mi.attached(model, [(3, Ablate(S))]):
-            pass
+    with (
+        pytest.raises(
+            ValueError, match=r"^A hook name is a string; 3 is not\. sites\(model, 'resid_post'\) lists names"
+        ),
+        mi.attached(model, [(3, Ablate(S))]),
+    ):
+        pass
 
 
 def test_reading_with_a_mask_says_what_to_do(model, tokens) -> None:
@@ -447,7 +488,18 @@ def test_an_unknown_public_name_raises_as_python_does() -> None:
         _ = mi.abliterate
 
 
-CORE = ("subspace", "design", "regression", "_positions", "interventions", "model", "replay", "controls", "metrics", "effects")
+CORE = (
+    "subspace",
+    "design",
+    "regression",
+    "_positions",
+    "interventions",
+    "model",
+    "replay",
+    "controls",
+    "metrics",
+    "effects",
+)
 TESTS = Path(__file__).parent
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mi_ablate import accuracy, cross_entropy, kl, logit_diff, refusal_score
 from torch import Tensor
+
+from mi_ablate import accuracy, cross_entropy, kl, logit_diff, refusal_score
 
 B, P, V = 4, 3, 5
 ROWS = torch.tensor([5, 0, 2, 2])

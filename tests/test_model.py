@@ -7,11 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from mi_ablate import Ablate, Add, Subspace, attached, collect, fit, Fitter, gated, last_residual, linear, sites, stream, writers
+from torch import Tensor
+
+from mi_ablate import (
+    Ablate,
+    Add,
+    Fitter,
+    Subspace,
+    attached,
+    collect,
+    fit,
+    gated,
+    last_residual,
+    linear,
+    sites,
+    stream,
+    writers,
+)
 from mi_ablate._types import HookedModel
 from mi_ablate.model import default_batch_size, layer_of, split
 from models import gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, random_gpt2, tiny, tokens_for
-from torch import Tensor
 
 POST = "blocks.0.hook_resid_post"
 EDIT = Ablate(Subspace.random(16, 3, seed=1))
@@ -20,6 +35,15 @@ EDIT = Ablate(Subspace.random(16, 3, seed=1))
 def hooks_on(model) -> int:
     points = {id(point): point for point in model.hook_dict.values()}  # a bridge has several names for a point
     return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in points.values())
+
+
+def run_inside(model, hooks, tokens: Tensor | None = None, fail: bool = False, **kw) -> Tensor | None:
+    """Attach, run where there are tokens, and fail inside the block where asked."""
+    with attached(model, hooks), torch.no_grad():
+        out = None if tokens is None else model(tokens, **kw)
+        if fail:
+            raise ZeroDivisionError
+    return out
 
 
 # Names
@@ -73,8 +97,8 @@ def test_an_unknown_name_raises_with_the_nearest(model, tokens, name: str) -> No
         with pytest.raises(KeyError, match=r"No hook point matches .*Nearest names: "):
             ask()
     before = hooks_on(model)
-    with pytest.raises(KeyError, match="Nearest names"), attached(model, EDIT.at(POST, name)):
-        pass
+    with pytest.raises(KeyError, match="Nearest names"):
+        run_inside(model, EDIT.at(POST, name))
     assert hooks_on(model) == before
     if "pots" in name:
         with pytest.raises(KeyError, match="resid_post"):
@@ -83,8 +107,7 @@ def test_an_unknown_name_raises_with_the_nearest(model, tokens, name: str) -> No
 
 def test_a_pattern_is_not_the_name_of_one_hook_point(model) -> None:
     with pytest.raises(KeyError, match=r"'resid_post' is a pattern, not the name of one hook point"):
-        with attached(model, EDIT.at("resid_post")):
-            pass
+        run_inside(model, EDIT.at("resid_post"))
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.hook_result", "blocks.0.hook_mlp_in", "blocks.0.hook_q_input"])
@@ -299,10 +322,12 @@ def test_other_peoples_hooks_stay(model, tokens) -> None:
 @pytest.mark.parametrize("pos", [None, -1], ids=["direct", "tracked"])
 def test_an_exception_inside_leaves_nothing_behind(model, tokens, pos: int | None) -> None:
     before, clean = hooks_on(model), logits_with(model, tokens)
-    with pytest.raises(ZeroDivisionError), attached(model, EDIT.at(POST, pos=pos)), torch.no_grad():
-        model(tokens)
+    hooks = EDIT.at(POST, pos=pos)
+    with attached(model, hooks), torch.no_grad():
         assert hooks_on(model) == before + 1
-        _ = 1 / 0
+        model(tokens)
+    with pytest.raises(ZeroDivisionError):
+        run_inside(model, hooks, tokens, fail=True)
     assert hooks_on(model) == before
     assert "forward" not in model.__dict__
     assert torch.equal(logits_with(model, tokens), clean)
@@ -314,8 +339,8 @@ def test_an_exception_in_a_hook_leaves_nothing_behind(model, tokens) -> None:
         raise ZeroDivisionError
 
     before = hooks_on(model)
-    with pytest.raises(ZeroDivisionError), attached(model, EDIT.at(POST, pos=-1) + [(POST, broken)]), torch.no_grad():
-        model(tokens)
+    with pytest.raises(ZeroDivisionError):
+        run_inside(model, [*EDIT.at(POST, pos=-1), (POST, broken)], tokens)
     assert hooks_on(model) == before
     assert "forward" not in model.__dict__
 
@@ -327,9 +352,8 @@ def test_blocks_nest(model, tokens) -> None:
         nested = model(tokens)
     assert torch.equal(nested, logits_with(model, tokens, one + two))
     with attached(model, one), torch.no_grad():
-        with pytest.raises(ZeroDivisionError), attached(model, two):
-            model(tokens)
-            _ = 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            run_inside(model, two, tokens, fail=True)
         after = model(tokens)
     assert torch.equal(after, logits_with(model, tokens, one)), "leaving the inner block took the outer one along"
 
@@ -337,32 +361,26 @@ def test_blocks_nest(model, tokens) -> None:
 @pytest.mark.compat
 def test_hooks_that_never_fire_raise(model, tokens) -> None:
     before = hooks_on(model)
-    with pytest.raises(RuntimeError, match=r"1 hooks never fired \(blocks.0.hook_resid_post\)"), attached(
-        model, EDIT.at(POST)
-    ):
-        pass
+    with pytest.raises(RuntimeError, match=r"1 hooks never fired \(blocks.0.hook_resid_post\)"):
+        run_inside(model, EDIT.at(POST))
     with pytest.raises(RuntimeError, match="stopped before these points"):
-        collect(model, tokens, "hook_embed", hooks=[])  # fires
-        with attached(model, EDIT.at("blocks.1.hook_resid_post")), torch.no_grad():
-            model(tokens, stop_at_layer=1)
+        run_inside(model, EDIT.at("blocks.1.hook_mlp_out"), tokens, stop_at_layer=1)
     assert hooks_on(model) == before
 
 
 def test_hooks_that_meet_no_position_raise(model, tokens) -> None:
     with pytest.raises(RuntimeError, match=r"1 hooks ran but never met a position to edit .*check pos= and when="):
-        with attached(model, EDIT.at(POST, when="new")), torch.no_grad():
-            model(tokens)
+        run_inside(model, EDIT.at(POST, when="new"), tokens)
 
 
 def test_an_exception_is_not_hidden_by_the_complaint_about_firing(model) -> None:
-    with pytest.raises(ZeroDivisionError), attached(model, EDIT.at(POST)):
-        _ = 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run_inside(model, EDIT.at(POST), fail=True)
 
 
 def test_a_hook_that_changes_the_shape_raises(model, tokens) -> None:
     with pytest.raises(ValueError, match=r"turned \[6, 7, 16\] into \[6, 1, 16\]; hooks keep the shape"):
-        with attached(model, [(POST, lambda x, hook: x[:, :1])]), torch.no_grad():
-            model(tokens)
+        run_inside(model, [(POST, lambda x, hook: x[:, :1])], tokens)
 
 
 @pytest.mark.compat
@@ -440,7 +458,8 @@ def pair():
         pytest.skip("TransformerBridge came with TransformerLens 3.0")
     if not has_hooked_transformer():
         return None, gpt2_bridge()
-    from transformer_lens import HookedTransformer, loading_from_pretrained as loading
+    from transformer_lens import HookedTransformer
+    from transformer_lens import loading_from_pretrained as loading
 
     bridge = gpt2_bridge()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

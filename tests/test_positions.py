@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from mi_ablate import Ablate, Add, Subspace, attached, collect, effect, logit_diff
 from mi_ablate._positions import Window, resolve
 from models import gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, tiny, tokens_for, word_tokenizer
-from torch import Tensor
 
 N, P, D = 4, 6, 5
 SITE = "blocks.0.hook_resid_post"
@@ -91,7 +92,13 @@ def test_positions_of_another_batch_raise(pos: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("pos", "to"),
-    [(-1, (N, D)), (slice(1, 3), (N, 2, D)), ([0, 4], (N, 2, D)), (torch.tensor([1, 2, 3, 0]), (N, D)), (None, (N, P, D))],
+    [
+        (-1, (N, D)),
+        (slice(1, 3), (N, 2, D)),
+        ([0, 4], (N, 2, D)),
+        (torch.tensor([1, 2, 3, 0]), (N, D)),
+        (None, (N, P, D)),
+    ],
     ids=str,
 )
 def test_what_is_written_lands_at_its_position(pos: object, to: tuple[int, ...]) -> None:
@@ -121,7 +128,11 @@ Z = "blocks.0.attn.hook_z"
 
 @pytest.mark.parametrize("head", [0, -1, [0, 2], [2, 0, 1]], ids=str)
 @pytest.mark.parametrize("unit", [None, 1, [0, -1]], ids=str)
-@pytest.mark.parametrize("pos", [None, 1, [0, 3], torch.tensor([0, 5, -1, 2]), draw(N, P, seed=3) > 0], ids=["None", "int", "list", "rows", "mask"])
+@pytest.mark.parametrize(
+    "pos",
+    [None, 1, [0, 3], torch.tensor([0, 5, -1, 2]), draw(N, P, seed=3) > 0],
+    ids=["None", "int", "list", "rows", "mask"],
+)
 def test_heads_units_and_positions_are_addressed_together(pos: object, head: object, unit: object) -> None:
     x = draw(N, P, 3, 4)
     ((_, hook),) = Ablate(None).at(Z, pos=pos, head=head, unit=unit)
@@ -421,7 +432,7 @@ def test_a_window_shows_a_part_and_positions_count_from_the_start() -> None:
 
 
 def test_when_needs_attached(model, tokens) -> None:
-    with pytest.raises(ValueError, match="when='new' at blocks.0.hook_resid_post needs `with attached"):
+    with pytest.raises(ValueError, match=r"when='new' at blocks.0.hook_resid_post needs `with attached"):
         logits_with(model, tokens, Ablate(None).at(SITE, when="new"))
 
 
@@ -440,7 +451,8 @@ def test_generation_from_left_padded_prompts(model) -> None:
         with attached(model, edit.at(SITE, pos=pos)), torch.no_grad():
             model(tokens, past_kv_cache=cache, attention_mask=mask)
             got = torch.cat(
-                [model(new[:, i : i + 1], past_kv_cache=cache, attention_mask=torch.ones(4, 1).long()) for i in (0, 1)], 1
+                [model(new[:, i : i + 1], past_kv_cache=cache, attention_mask=torch.ones(4, 1).long()) for i in (0, 1)],
+                1,
             )
         if pos == -1:  # the last token of every pass: prompt's last and each new one
             pos_of = {i: [len(r) - 1, len(r), len(r) + 1] for i, r in enumerate(rows)}

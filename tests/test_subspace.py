@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mi_ablate import Subspace
 from torch import Tensor
+
+from mi_ablate import Subspace
 
 D = 7
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+
 from mi_ablate import Ablate, Subspace, classes, contrast, fit, fourier, linear, writers
 from models import logits_with
-from torch import Tensor
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -120,7 +121,9 @@ def test_ablating_all_writers_is_ablating_the_residual_stream_everywhere(model, 
 def test_at_partial_strength_writers_and_stream_differ(model, tokens) -> None:
     """Removal compounds over the sites of the stream; the docs say so, and this holds them to it."""
     edit = Ablate(Subspace.random(model.cfg.d_model, 2, seed=3), strength=0.5)
-    stream = [f"blocks.{layer}.hook_{point}" for layer in range(2) for point in ("resid_pre", "resid_mid", "resid_post")]
+    stream = [
+        f"blocks.{layer}.hook_{point}" for layer in range(2) for point in ("resid_pre", "resid_mid", "resid_post")
+    ]
     if hasattr(model, "original_model"):
         pytest.skip("resid_mid of a bridge needs `attached`")
     difference = logits_with(model, tokens, edit.at(*writers(model))) - logits_with(model, tokens, edit.at(*stream))
