@@ -22,7 +22,7 @@ logits = model.run_with_hooks(tokens[:100], fwd_hooks=remove.at(site, pos=-1))
 # %% ... and `attached` does the same, but raises when a name is wrong or a hook did not fire.
 with mi.attached(model, remove.at(site, pos=-1)) as firings:
     same = model(tokens[:100])
-print("fired", [f.fired for f in firings], "largest difference", float((same - logits).abs().max()))
+print("fired", [f.fired for f in firings], "largest difference", float((same - logits).detach().abs().max()))
 
 # %% Heads are addressed before W_O, neurons by number, several edits compose with +.
 edits = mi.Ablate(None).at("blocks.0.attn.hook_z", head=2) + mi.Ablate(None).at("blocks.1.mlp.hook_post", unit=[3, 17])

@@ -17,6 +17,7 @@ ORDER = (
     ("design",),
     ("regression",),
     ("_positions",),
+    ("_broadcast",),
     ("_placed",),
     ("interventions",),
     ("gates",),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from mi_ablate.effects import Curve
+from mi_ablate.curves import Curve
 from mi_ablate.figures import answer_circle, attention, heads, removal, spectrum
 
 HOSTILE = "</script><script>alert(1)</script>"

@@ -94,6 +94,7 @@ def resolve(pos: Pos, x: Shaped[Tensor, "b n *rest"], hook: object, window: Wind
     Raises:
         IndexError: a position that the sequence does not have.
         ValueError: per-example positions or masks whose first axis is not the batch.
+
     """
     if pos is None:
         return ALL

@@ -22,47 +22,11 @@ from torch import Tensor
 from mi_ablate._types import FwdHooks
 from mi_ablate.design import Design
 from mi_ablate.interventions import Ablate, Add, Erase, Intervention, Placed, Rotate
+from mi_ablate.moments import Moments
 from mi_ablate.regression import fit
 from mi_ablate.subspace import Subspace
 
 Acts = Float[Tensor, "*n d"] | Mapping[str, Float[Tensor, "*n d"]]
-
-
-@dataclass
-class Moments:
-    """Mean and covariance of vectors, streamed in float64."""
-
-    n: int = 0
-    mean: Float[Tensor, " d"] | None = None
-    _scatter: Float[Tensor, "d d"] | None = None
-
-    def update(self, x: Float[Tensor, "n d"]) -> "Moments":
-        """Add vectors and return self."""
-        if len(x) == 0:
-            return self
-        x = x.detach().to(torch.float64)
-        n, mean = len(x), x.mean(0)
-        scatter = (x - mean).T @ (x - mean)
-        if self.mean is None or self._scatter is None:
-            self.n, self.mean, self._scatter = n, mean, scatter
-            return self
-        delta, total = mean - self.mean, self.n + n
-        self._scatter = self._scatter + scatter + torch.outer(delta, delta) * (self.n * n / total)
-        self.mean, self.n = self.mean + delta * (n / total), total
-        return self
-
-    @property
-    def covariance(self) -> Float[Tensor, "d d"]:
-        """Σ, with n - 1 in the denominator."""
-        if self._scatter is None or self.n < 2:
-            raise ValueError(f"A covariance needs at least two vectors; {self.n} were given.")
-        return self._scatter / (self.n - 1)
-
-    def share(self, subspace: Subspace) -> float:
-        """Return tr(Qᵀ Σ Q) / tr Σ, the share of the variance inside the subspace."""
-        q = subspace.basis.to(self.covariance.device)
-        total = self.covariance.trace()
-        return float((q * (self.covariance @ q)).sum() / total) if total > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +99,7 @@ def shuffled(acts: Float[Tensor, "n d"], design: Design, target: Design) -> Call
         acts: the activations that the treatment's fit was made from.
         design: its design, the same rows.
         target: the design of the values that the treatment writes, one row an example that it is applied to.
+
     """
     if len(acts) != len(design):
         raise ValueError(f"{len(acts)} activations and {len(design)} rows of the design: one row an example is needed.")

@@ -61,6 +61,7 @@ def load_model(
         ValueError: an unknown name (with the nearest ones), a folder that holds no model, a device that this
             machine lacks, arguments that this kind of model does not take.
         OSError: a known name whose files are neither in the local cache nor to be had.
+
     """
     precision = _dtype(dtype)
     if device is not None:

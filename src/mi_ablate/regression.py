@@ -63,6 +63,7 @@ class Fit:
             marginal: fit the chosen columns alone, ignoring the others. Mean-ablating the span of *all* columns leaves
                 nothing linear for the design; the span of some columns' partial coefficients leaves much of them.
             name: what to call the result.
+
         """
         chosen = self._choose(labels)
         gram = self._gram[chosen][:, chosen]
@@ -188,6 +189,7 @@ def fit(acts: Float[Tensor, "n d"], design: Design) -> Fit:
 
     Raises:
         ValueError: NaN in the activations, different numbers of rows, fewer than two examples.
+
     """
     return Fitter().update(acts, design).result()
 

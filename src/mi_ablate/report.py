@@ -54,6 +54,7 @@ def page(
     Raises:
         TypeError: content that is neither text, table nor figure.
         ValueError: a path that does not end in .html.
+
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".html", ".htm"):

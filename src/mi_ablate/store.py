@@ -82,6 +82,7 @@ def save(
 
     Raises:
         ValueError: a hook, gate or position rule that is a function cannot be saved.
+
     """
     if not hooks:
         raise ValueError("There are no hooks to save.")
@@ -107,6 +108,7 @@ def load(
 
     Raises:
         ArtefactError: not such a file, another architecture, other weights (unless ``strict=False``), other tokens.
+
     """
     tensors, header = _files.read(path)
     _check_header(path, header)

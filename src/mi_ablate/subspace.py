@@ -25,6 +25,7 @@ class Subspace:
 
     Raises:
         ValueError: a basis that is not a matrix, not orthonormal, not finite, or of rank 0 or above d.
+
     """
 
     basis: Float[Tensor, "d rank"]

@@ -39,6 +39,7 @@ def bake_(model: HookedModel, edit: Edit) -> Callable[[], None]:
 
     Raises:
         ValueError: an edit or a site that weights cannot express, or tied embeddings. Nothing is changed then.
+
     """
     hooks = as_hooks(model, edit)
     plan = [(name, placed, _parameters(model, name)) for name, placed in hooks if isinstance(placed, Placed)]

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mi_ablate.curves import Curve, removal_curve
 from mi_ablate.demo.task import Task
 from mi_ablate.design import Design, classes, fourier
-from mi_ablate.effects import Curve, removal_curve
 from mi_ablate.metrics import accuracy
 from mi_ablate.model import collect, last_residual, layer_of, run, sites
 from mi_ablate.regression import Fit, fit

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_ablate.curves import Curve
 from mi_ablate.demo.circle import answer_circle, picture
 from mi_ablate.demo.removal import at_every_site, at_last_residual
 from mi_ablate.demo.task import Task, accuracies, number_embedding, task_of
-from mi_ablate.effects import Curve
 from mi_ablate.model import collect, last_residual, sites
 from mi_ablate.modular import spectrum
 from mi_ablate.toys.checkpoints import Toy
@@ -75,6 +75,7 @@ def take_apart(
         full: removal at every site on all inputs, with every ablation and every k (minutes; the estimate is reported).
         draws: seeds of random controls; 20 at the last residual and 5 elsewhere by default.
         report: called with a line before each step.
+
     """
     start = time.perf_counter()
     task = task_of(toy, operation)

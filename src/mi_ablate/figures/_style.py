@@ -54,6 +54,7 @@ def finish(
         margin: in pixels, without the title.
         wide: layout changes, as `plotly.js` ``relayout`` takes them, on a wide screen.
         narrow: the same on a screen under 700 pixels; every key of either set is in both.
+
     """
     wide = {"height": height, "margin": margin, **wide}
     narrow = {"height": height, "margin": margin, **narrow}

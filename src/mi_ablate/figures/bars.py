@@ -24,6 +24,7 @@ def spectrum(
         shares: the share of each; they are drawn as given.
         chosen: the frequencies to point out.
         title: one sentence above the figure.
+
     """
     import plotly.graph_objects as go
 

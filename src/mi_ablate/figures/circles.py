@@ -39,6 +39,7 @@ def answer_circle(
             {"mean": 0.03, "low": 0.0, "high": 0.1}}}``. A row may have "low" and "high" as well.
         title: one sentence above the figure.
         metric: the key of the treatment in ``writes`` and the label of the bars' axis.
+
     """
     from plotly.subplots import make_subplots
 

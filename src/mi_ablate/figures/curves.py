@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mi_ablate.effects import Curve
+from mi_ablate.curves import Curve
 from mi_ablate.figures._style import GREY, PALETTE, faint, finish, numbers, wrap
 
 _RULES = {"first": "last k before the first fall below", "hull": "largest k still at"}
@@ -23,6 +23,7 @@ def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float
         title: one sentence above the figure.
         tau: the threshold of the rings, relative to the clean value.
         rule: "first" or "hull", see `mi_ablate.Curve.k_at`.
+
     """
     import plotly.graph_objects as go
 

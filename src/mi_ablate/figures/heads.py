@@ -33,6 +33,7 @@ class AttentionPicture:
             ident: the id of the element. By default it is made from the content, so that two equal pictures
             on one
                 page need ids of their own.
+
         """
         ident = ident or "attention-" + hashlib.sha256(self.props.encode()).hexdigest()[:12]
         label = f'role="group" aria-label="{html.escape(self.label)}"'
@@ -58,6 +59,7 @@ def attention(
             query are hidden where all are 0 (a causal model) and shown where they are not.
         tokens: the text of each position: ``model.to_str_tokens(prompt)``, or ``["5", "9", "="]`` for a toy.
         names: of the heads; "head 0", "head 1", ... by default.
+
     """
     import circuitsvis
 

@@ -82,6 +82,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype:
     Raises:
         ValueError: no such id or file (with the nearest ids), a folder, a device that this machine lacks.
         ArtefactError: (a ValueError) a file that is damaged, of another format, or not consistent.
+
     """
     device = usable_device(device)
     with locate(name_or_path) as path:

@@ -57,7 +57,8 @@ def check(config: ToyConfig) -> None:
 
 def parameter_shapes(config: ToyConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the HookedTransformer's parameters (its buffers ``mask`` and ``IGNORE`` left
-    out)."""
+    out).
+    """
     d, heads, d_head, d_mlp = config.d_model, config.n_heads, config.d_head, config.d_mlp
     norm = {"LN": {"w": (d,), "b": (d,)}, "RMS": {"w": (d,)}, None: {}}[config.normalization]
     block: dict[str, tuple[int, ...]] = {f"ln1.{k}": v for k, v in norm.items()}
@@ -82,7 +83,8 @@ def is_bias(name: str) -> bool:
 
 def trained_names(config: ToyConfig) -> list[str]:
     """Parameters that are trained under ``config.biases``; the others stay zero and never enter the forward
-    pass."""
+    pass.
+    """
     keep = {"all": is_bias, "mlp": lambda name: ".mlp.b_" in name, "none": lambda name: False}[config.biases]
     return [name for name in parameter_shapes(config) if not is_bias(name) or keep(name)]
 
@@ -137,6 +139,7 @@ def last_logits(config: ToyConfig, params: Params, tokens: Int[Tensor, "batch po
 
     Raises:
         ValueError: bidirectional attention, an attention coefficient, or an unknown activation function.
+
     """
     check(config)
     prefixes = Prefixes(config, tokens)

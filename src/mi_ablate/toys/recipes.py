@@ -67,6 +67,7 @@ class TrainConfig:
 
         Raises:
             ValueError: a key that does not exist (with the nearest ones), a missing modulus, or a bad value.
+
         """
         _known(cls, data, "training")
         config = data.get("config", {})
@@ -109,6 +110,7 @@ def load_recipe(name_or_path: str | Path) -> TrainConfig:
 
     Raises:
         ValueError: no such recipe or file, a file that cannot be read, or one with an unknown key.
+
     """
     name = str(name_or_path)
     if name in RECIPES:

@@ -44,6 +44,7 @@ def all_tokens(config: ToyConfig) -> Int[Tensor, "n pos"]:
                 [0, 2, 1, 3],
                 [1, 2, 0, 3],
                 [1, 2, 1, 3]])
+
     """
     operation, a, b = _grid(config)
     column = {"a": a, "b": b, "op": config.modulus + operation, "=": torch.full_like(a, config.d_vocab - 1)}
@@ -69,6 +70,7 @@ def split(config: ToyConfig, fraction: int | float, seed: int) -> Bool[Tensor, "
 
     Raises:
         ValueError: the fraction leaves no prompt to train on, or is above 1.
+
     """
     pairs = config.modulus**2
     count = int(fraction * pairs)
@@ -96,6 +98,7 @@ def unpack_mask(text: str, n: int) -> Bool[Tensor, " n"]:
 
     Raises:
         ValueError: the text is not base64, or holds another number of prompts.
+
     """
     try:
         body = base64.b64decode(text, validate=True)
@@ -118,6 +121,7 @@ def labels(config: ToyConfig, tokens: Int[Tensor, " pos"] | list[int]) -> list[s
     Example:
         >>> labels(ToyConfig(modulus=97), [3, 97, 5, 98])
         ['3', '+', '5', '=']
+
     """
     ids: list[Any] = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
     outside = [t for t in ids if not 0 <= t < config.d_vocab]

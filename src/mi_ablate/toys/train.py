@@ -62,6 +62,7 @@ def train(
     Raises:
         ValueError: a device that is not there, or a checkpoint of another configuration.
         FloatingPointError: the loss stopped being finite; the last checkpoint is kept.
+
     """
     _check_device(device)
     out = Path(out)

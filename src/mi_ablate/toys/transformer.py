@@ -88,6 +88,7 @@ def build(
     Raises:
         ValueError: weights that do not fit, an activation that is not in `ACTIVATIONS`, a dtype or a device
             that this machine does not have.
+
     """
     if config.act_fn not in ACTIVATIONS:
         raise ValueError(f"act_fn {config.act_fn!r} must be one of {', '.join(ACTIVATIONS)}.")
