@@ -293,7 +293,6 @@ def test_heads_under_an_attention_mask(model, prompts, answers) -> None:
     assert abs(found.variance_removed["edited"] - share(small, z[mask.bool()][:, 1])) < 1e-10
 
 
-@pytest.mark.xfail(strict=True, reason="the second edit's share is measured at the first one's positions")
 def test_two_edits_at_one_site_each_have_their_own_positions(model, prompts, answers) -> None:
     hooks = Ablate(S).at(FIRST, pos=0) + Ablate(S).at(FIRST, pos=-1)
     acts = [collect(model, prompts, FIRST, pos=pos)[FIRST] for pos in (0, -1)]

@@ -62,37 +62,51 @@ def site_moments(
     """Return mean and covariance of the clean vectors that each placed hook addresses, one pass a kind of position."""
     placed: dict[str, Placed] = {}
     found: dict[str, Moments] = {}
-    for name, hook in hooks:
-        if not isinstance(hook, Placed):
-            continue
-        if name in known:
-            found[name] = Moments().update(_part(known[name], hook))
+    for key, hook in _keyed(hooks):
+        if hook.name in known:
+            found[key] = Moments().update(_part(known[hook.name], hook))
         else:
-            placed.setdefault(name, hook)
-    groups: dict[int, list[str]] = {}
-    readable: dict[int, Pos] = {}
-    for name, hook in placed.items():
-        pos: Pos = None if callable(hook.pos) or (isinstance(hook.pos, Tensor) and hook.pos.dtype == torch.bool) else hook.pos
-        key = next((k for k, p in readable.items() if p is pos or (type(p) is type(pos) is int and p == pos)), len(readable))
-        readable[key] = pos
-        groups.setdefault(key, []).append(name)
-    for key, names in groups.items():
-        for rows, acts in stream(model, split(model, tokens, mask, batch_size), names, pos=readable[key]):
-            for name in names:
-                x, pos = acts[name], placed[name].pos
-                if isinstance(pos, Tensor) and pos.dtype == torch.bool:
-                    x = x[pos[rows]]
-                elif mask is not None and readable[key] is None:
+            placed[key] = hook
+    groups: list[tuple[Pos, list[str]]] = []
+    for key, hook in placed.items():
+        pos = None if callable(hook.pos) or _is_mask(hook.pos) else hook.pos
+        group = next((keys for p, keys in groups if p is pos or (type(p) is type(pos) is int and p == pos)), None)
+        if group is None:
+            groups.append((pos, [key]))
+        else:
+            group.append(key)
+    for pos, keys in groups:
+        names = [placed[key].name for key in keys]
+        for rows, acts in stream(model, split(model, tokens, mask, batch_size), names, pos=pos):
+            for key in keys:
+                x, own = acts[placed[key].name], placed[key].pos
+                if isinstance(own, Tensor) and _is_mask(own):
+                    x = x[own[rows]]
+                elif mask is not None and pos is None:
                     x = x[mask[rows].bool()]
-                x = _part(x, placed[name])
-                found.setdefault(name, Moments()).update(x.reshape(-1, x.shape[-1]))
+                x = _part(x, placed[key])
+                found.setdefault(key, Moments()).update(x.reshape(-1, x.shape[-1]))
     return found
 
 
 def variance_removed(hooks: FwdHooks, moments: dict[str, Moments]) -> float:
     """Return the mean over placed hooks of the share of variance that lies in what they overwrite; NaN where none is known."""
-    shares = [_share(hook.intervention, moments[name]) for name, hook in hooks if isinstance(hook, Placed)]
+    shares = [_share(hook.intervention, moments[key]) for key, hook in _keyed(hooks)]
     return sum(shares) / len(shares) if shares else float("nan")
+
+
+def _keyed(hooks: FwdHooks) -> list[tuple[str, Placed]]:
+    """Placed hooks by site; the second edit of one site is told apart, since its positions may differ."""
+    keyed: dict[str, Placed] = {}
+    for name, hook in hooks:
+        if isinstance(hook, Placed):
+            earlier = sum(other.name == name for other in keyed.values())
+            keyed[f"{name} ({earlier + 1})" if earlier else name] = hook
+    return list(keyed.items())
+
+
+def _is_mask(pos: Pos) -> bool:
+    return isinstance(pos, Tensor) and pos.dtype == torch.bool
 
 
 def _part(x: Tensor, hook: Placed) -> Tensor:
