@@ -69,10 +69,10 @@ def site_moments(
             placed[key] = hook
     groups: list[tuple[Pos, list[str]]] = []
     for key, hook in placed.items():
-        pos = None if callable(hook.pos) or _is_mask(hook.pos) else hook.pos
-        group = next((keys for p, keys in groups if p is pos or (type(p) is type(pos) is int and p == pos)), None)
+        readable: Pos = None if callable(hook.pos) or _is_mask(hook.pos) else hook.pos
+        group = next((keys for p, keys in groups if p is readable or (type(p) is type(readable) is int and p == readable)), None)
         if group is None:
-            groups.append((pos, [key]))
+            groups.append((readable, [key]))
         else:
             group.append(key)
     for pos, keys in groups:
