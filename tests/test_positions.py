@@ -480,3 +480,44 @@ def test_tiny_models_are_the_same_on_every_version() -> None:
 
 
 GOLDEN = -350.56658160266977
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("pad", [1, 0], ids=["a token of its own", "the BOS token"])
+def test_left_padding_that_the_model_finds_by_itself(pad: int) -> None:
+    """A HookedTransformer masks leading pad tokens of a left-padding tokenizer; a bridge without a mask reads them."""
+    model = tiny()
+    model.tokenizer = word_tokenizer(11)
+    model.tokenizer.padding_side = "left"
+    model.tokenizer.pad_token = f"w{pad}"
+    rows = [torch.tensor(row) for row in ([0, 3, 7, 2, 9], [0, 2, 3], [0, 4, 2, 5])]
+    tokens = torch.full((3, 5), pad)
+    for i, row in enumerate(rows):
+        tokens[i, 5 - len(row) :] = row
+    site = "blocks.1.hook_resid_post"
+    hooks = Ablate(Subspace.random(16, 4)).at(SITE, pos=1)
+    whole = collect(model, tokens, site, pos=None, hooks=hooks)[site]
+    for pos in (0, 1, -1):
+        got = collect(model, tokens, site, pos=pos, hooks=hooks)[site]
+        for i, row in enumerate(rows):
+            if hasattr(model, "original_model"):
+                assert torch.equal(got[i], whole[i, pos]), "what the model reads as a token counts as one"
+            else:
+                alone = collect(model, row[None], site, pos=pos, hooks=hooks)[site][0]
+                assert torch.allclose(got[i], alone, atol=1e-12), f"row {i}, pos {pos}"
+
+
+@pytest.mark.compat
+def test_generation_in_inference_mode_leaves_nothing_that_autograd_refuses(model, tokens) -> None:
+    """generate() runs in inference mode; a basis cast there once must still be usable for gradients."""
+    edit = Ablate(Subspace.random(16, 3))
+    with torch.inference_mode():
+        edit(torch.randn(2, 16))
+    x = torch.randn(2, 16, requires_grad=True)
+    edit(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+    with torch.inference_mode():
+        made_there = Subspace.random(16, 3)
+    x = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    Ablate(made_there)(x).sum().backward()
+    assert x.grad.any()

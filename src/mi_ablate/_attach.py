@@ -85,7 +85,9 @@ class _Counted:
                 return None
         firing.edited += 1
         if out is not None and out.shape != x.shape:
-            raise ValueError(f"The hook at {firing.name} turned {list(x.shape)} into {list(out.shape)}; hooks keep the shape.")
+            raise ValueError(
+                f"The hook at {firing.name} turned {list(x.shape)} into {list(out.shape)}; hooks keep the shape."
+            )
         return out
 
     def __repr__(self) -> str:
@@ -98,7 +100,9 @@ class Reader:
     def __init__(self, name: str, pos: Pos) -> None:
         _positions.check(pos)
         if callable(pos) or (isinstance(pos, Tensor) and pos.dtype == torch.bool):
-            raise ValueError("Reading takes pos as an int, a slice, a list, Int[n] or None; index the result with a mask.")
+            raise ValueError(
+                "Reading takes pos as an int, a slice, a list, Int[n] or None; index the result with a mask."
+            )
         self.name, self.pos = name, pos
         self.value: Tensor = torch.empty(0)
 
@@ -169,8 +173,8 @@ def _seen(cache: Any) -> int:
 
 
 def _left_padding(model: Any, tokens: Tensor) -> Tensor | None:
-    """The mask that a HookedTransformer derives itself from a tokenizer that pads on the left."""
-    tokenizer = getattr(model, "tokenizer", None)
+    """The mask that a HookedTransformer derives itself from a tokenizer that pads on the left; a bridge derives none."""
+    tokenizer = None if hasattr(model, "original_model") else getattr(model, "tokenizer", None)
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad is None or getattr(tokenizer, "padding_side", "right") != "left" or tokens.ndim != 2:
         return None

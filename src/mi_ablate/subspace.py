@@ -46,7 +46,8 @@ class Subspace:
                 f"The columns are not orthonormal (error {error:.1e}). "
                 "Subspace.span(vectors) makes them so; it takes the vectors as rows."
             )
-        object.__setattr__(self, "basis", basis)
+        with torch.inference_mode(False):
+            object.__setattr__(self, "basis", basis.clone() if basis.is_inference() else basis)
 
     @classmethod
     def span(cls, vectors: Float[Tensor, "n d"] | Float[Tensor, " d"], name: str = "") -> "Subspace":
@@ -99,7 +100,8 @@ class Subspace:
         key = (like.device, like.dtype)
         cast = self._cast.get(key)
         if cast is None:
-            cast = self._cast[key] = self.basis.to(like.device, like.dtype)
+            with torch.inference_mode(False):  # generate() runs in inference mode, whose tensors autograd refuses
+                cast = self._cast[key] = self.basis.to(like.device, like.dtype)
         return cast
 
     def coords(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch rank"]:
@@ -130,7 +132,9 @@ class Subspace:
         try:
             chosen = self.basis[:, columns]
         except IndexError:
-            raise IndexError(f"Direction {index} of a subspace of rank {self.rank}: count from 0 to {self.rank - 1}.") from None
+            raise IndexError(
+                f"Direction {index} of a subspace of rank {self.rank}: count from 0 to {self.rank - 1}."
+            ) from None
         if chosen.shape[1] == 0:
             raise ValueError(f"[{index}] chooses no direction of {self!r}; a subspace has at least one.")
         return Subspace(chosen.contiguous(), self.name)
