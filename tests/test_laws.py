@@ -114,6 +114,13 @@ def test_shape_dtype_device_are_kept_and_the_input_is_never_written_to(name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_another_device_is_kept(name: str) -> None:
+    """The meta device computes shapes alone, but refuses to be mixed with the CPU, as a GPU does."""
+    out = EDITS[name](example(torch.float32).to("meta"))
+    assert (out.device.type, out.shape, out.dtype) == ("meta", (N, P, D), torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_computed_in_float32_and_rounded_once(name: str) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         x = example(dtype)

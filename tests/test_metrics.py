@@ -62,6 +62,25 @@ def test_name_position_and_short_repr(name: str) -> None:
     assert repr(metric) == f"{name}(pos=1)"
 
 
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_the_last_position_is_the_default(name: str) -> None:
+    default = {
+        "accuracy": accuracy(ANSWERS),
+        "logit_diff": logit_diff(ANSWERS, OTHER),
+        "cross_entropy": cross_entropy(ANSWERS),
+        "kl": kl(),
+        "refusal_score": refusal_score(torch.tensor([1, 3])),
+    }[name]
+    assert default.pos == -1
+    assert torch.equal(default(logits(), logits(1), ROWS), METRICS[name](-1)(logits(), logits(1), ROWS))
+
+
+def test_kl_of_nearly_equal_distributions_is_not_negative() -> None:
+    x = torch.randn(200, 1, 50, generator=torch.Generator().manual_seed(0))
+    found = kl()(x * (1 + 1e-7), x, torch.arange(200))
+    assert (found >= 0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_half_precision_logits_are_scored_in_float32(name: str, dtype: torch.dtype) -> None:
