@@ -138,9 +138,7 @@ def test_a_model_in_memory(kind, tokens):
     torch.testing.assert_close(model(tokens), expected, rtol=0, atol=float(5e-6 * expected.abs().max()))
 
 
-@pytest.mark.parametrize(
-    ("kind", "vocab", "ids"), [("gpt2", 50257, [464, 2068]), ("pythia", 50304, [510, 3158])]
-)
+@pytest.mark.parametrize(("kind", "vocab", "ids"), [("gpt2", 50257, [464, 2068]), ("pythia", 50304, [510, 3158])])
 @torch.no_grad()
 def test_the_real_tokenizers(kind, vocab, ids, tmp_path):
     source = data_folder() / "tokenizers" / kind
@@ -228,9 +226,7 @@ def test_a_known_name_without_a_network(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        OSError, match=r"files of 'gpt2-medium' are neither in the local.*A local folder needs no"
-    ):
+    with pytest.raises(OSError, match=r"files of 'gpt2-medium' are neither in the local.*A local folder needs no"):
         load_model("gpt2-medium")
 
 
@@ -291,8 +287,6 @@ def test_dtypes_and_devices_that_are_not_there(saved, monkeypatch):
 
 
 def test_loading_imports_transformer_lens_only_when_called():
-    code = (
-        "import sys; from mi_ablate import loading, toys; toys.load; print('transformer_lens' in sys.modules)"
-    )
+    code = "import sys; from mi_ablate import loading, toys; toys.load; print('transformer_lens' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

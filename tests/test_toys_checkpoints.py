@@ -18,9 +18,7 @@ pytestmark = pytest.mark.compat
 def saved(tmp_path):
     config = CONFIGS["rms"]
     train = torch.rand(98, generator=torch.Generator().manual_seed(0)) < 0.3
-    path = toys.save(
-        tmp_path / "mine.safetensors", config, random_state(config), train=train, card={"seed": 3}
-    )
+    path = toys.save(tmp_path / "mine.safetensors", config, random_state(config), train=train, card={"seed": 3})
     return path, config, train
 
 
@@ -37,8 +35,7 @@ def test_a_saved_toy_comes_back(saved):
     assert toy.card["seed"] == 3
     assert toy.card["name"] == "mine"
     assert repr(toy) == (
-        "Toy(mine: add/mul mod 7, 'a op b =', 2 layers, d_model 16, 98 prompts, "
-        f"{int(train.sum())} trained on)"
+        f"Toy(mine: add/mul mod 7, 'a op b =', 2 layers, d_model 16, 98 prompts, {int(train.sum())} trained on)"
     )
     direct = toys.build(config, random_state(config))
     assert torch.equal(toy.model(toy.tokens), direct(toy.tokens))
@@ -64,9 +61,7 @@ def test_paths(saved, monkeypatch):
 
 def test_unknown_id_lists_the_nearest(monkeypatch):
     monkeypatch.setattr(toys.checkpoints, "names", lambda: ("add97", "mul97"))
-    with pytest.raises(
-        ValueError, match=r"'add79' is neither a shipped toy.*Nearest names: add97.*toys.names\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"'add79' is neither a shipped toy.*Nearest names: add97.*toys.names\(\)"):
         toys.load("add79")
 
 
@@ -134,9 +129,7 @@ def test_files_that_are_no_toy(saved, tmp_path):
         card | {"format": "mi_ablate toy 2"},
     )
     refused("has the format 'other'", tensors, card | {"format": "other"})
-    refused(
-        "has the tensors layer.weight: neither a toy of this package", {"layer.weight": torch.ones(2)}, {}
-    )
+    refused("has the tensors layer.weight: neither a toy of this package", {"layer.weight": torch.ones(2)}, {})
     refused("HookedTransformer state becomes a toy with mi_ablate.toys.save", tensors, {})
     refused("it is a NoneType, not an object", tensors, {"format": card["format"]})
     refused("missing unembed.W_U", {k: v for k, v in tensors.items() if k != "unembed.W_U"}, card)

@@ -62,7 +62,9 @@ class Intervention(ABC):
             raise ValueError(f"when={when!r} must be 'all', 'prompt' or 'new'.")
         for name in names:
             if not isinstance(name, str):
-                raise ValueError(f"A hook name is a string; {name!r} is a {type(name).__name__}. Unpack lists: at(*names).")
+                raise ValueError(
+                    f"A hook name is a string; {name!r} is a {type(name).__name__}. Unpack lists: at(*names)."
+                )
         _positions.check(pos)
         return [(name, Placed(self, name, pos, head, unit, when)) for name in names]
 
@@ -84,7 +86,9 @@ class Placed:
     def __call__(self, x: Tensor, hook: Any = None) -> Tensor:
         """Edit as a bare TransformerLens hook: positions count within the tensor."""
         if self.when != "all":
-            raise ValueError(f"when={self.when!r} at {self.name} needs `with attached(model, hooks):` to know the prompt.")
+            raise ValueError(
+                f"when={self.when!r} at {self.name} needs `with attached(model, hooks):` to know the prompt."
+            )
         seen = getattr(hook, "name", None)
         if seen and self.name.endswith("hook_resid_mid") and not seen.endswith("hook_resid_mid"):
             raise ValueError(
@@ -124,7 +128,9 @@ class Placed:
         where: list[Any] = [slice(None)] * x.ndim
         if self.head is not None:
             if x.ndim < 3 or ("attn." not in self.name):
-                raise ValueError(f"head={self.head} at {self.name}: heads have an axis at attn.hook_z, hook_q, hook_result ...")
+                raise ValueError(
+                    f"head={self.head} at {self.name}: heads have an axis at attn.hook_z, hook_q, hook_result ..."
+                )
             where[-2] = _indices(self.head, x.shape[-2], "head", self.name)
         if self.unit is not None:
             where[-1] = _indices(self.unit, x.shape[-1], "unit", self.name)

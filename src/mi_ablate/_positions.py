@@ -82,10 +82,10 @@ def check(pos: Pos) -> None:
                 f"pos is a tensor of shape {list(pos.shape)} and {pos.dtype}. Integers [n] give one position an example, "
                 "a Boolean [n, pos] is a mask; for the same positions in all rows give an int, a slice or a list."
             )
-    elif isinstance(pos, bool) or not (
-        pos is None or isinstance(pos, (int, slice)) or callable(pos) or _is_ints(pos)
-    ):
-        raise ValueError(f"pos={pos!r}: give an int, a slice, a list of ints, Int[n], Bool[n, pos], a function or None.")
+    elif isinstance(pos, bool) or not (pos is None or isinstance(pos, (int, slice)) or callable(pos) or _is_ints(pos)):
+        raise ValueError(
+            f"pos={pos!r}: give an int, a slice, a list of ints, Int[n], Bool[n, pos], a function or None."
+        )
 
 
 def resolve(pos: Pos, x: Shaped[Tensor, "b n *rest"], hook: object, window: Window) -> Chosen:
@@ -183,7 +183,9 @@ def _mask(mask: object, b: int, n: int, who: str) -> Tensor:
 
 
 def _is_ints(pos: object) -> bool:
-    return isinstance(pos, Sequence) and len(pos) > 0 and all(isinstance(p, int) and not isinstance(p, bool) for p in pos)
+    return (
+        isinstance(pos, Sequence) and len(pos) > 0 and all(isinstance(p, int) and not isinstance(p, bool) for p in pos)
+    )
 
 
 def _short(pos: object) -> str:

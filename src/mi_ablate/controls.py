@@ -123,7 +123,9 @@ class Shuffled:
 
         def other(name: str, edit: Intervention) -> Intervention:
             if not isinstance(edit, Ablate) or edit.to is None:
-                raise ValueError(f"{edit!r} at {name} writes no values (Ablate with to=); shuffled has nothing to replace.")
+                raise ValueError(
+                    f"{edit!r} at {name} writes no values (Ablate with to=); shuffled has nothing to replace."
+                )
             return replace(edit, to=wrong.to(edit.to))
 
         return _replaced(hooks, other)
@@ -136,7 +138,9 @@ def _replaced(hooks: FwdHooks, other: Callable[[str, Intervention], Intervention
     out: FwdHooks = []
     for name, hook in hooks:
         if not isinstance(hook, Placed):
-            raise ValueError(f"The hook at {name} is a plain function, so its subspace is not known; use edit.at(name).")
+            raise ValueError(
+                f"The hook at {name} is a plain function, so its subspace is not known; use edit.at(name)."
+            )
         out.append((name, hook.with_intervention(other(name, hook.intervention))))
     return out
 

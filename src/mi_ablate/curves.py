@@ -70,7 +70,9 @@ class Curve:
         """The metric with nothing removed."""
         return float(self.values[0])
 
-    def k_at(self, tau: int | float, rule: str = "first", scale: str = "relative", run: str = "edited") -> Survived | None:
+    def k_at(
+        self, tau: int | float, rule: str = "first", scale: str = "relative", run: str = "edited"
+    ) -> Survived | None:
         """Return how many directions can be removed with the metric still at ``tau``.
 
         Args:
@@ -93,7 +95,11 @@ class Curve:
         passed = (values >= tau * (self.clean if scale == "relative" else 1.0)).tolist()
         if not passed[0]:
             return None
-        last = passed.index(False) - 1 if rule == "first" and False in passed else len(passed) - 1 - passed[::-1].index(True)
+        last = (
+            passed.index(False) - 1
+            if rule == "first" and False in passed
+            else len(passed) - 1 - passed[::-1].index(True)
+        )
         if last == len(passed) - 1:
             return Survived(self.ks[last], self.ks[last], censored=True)
         return Survived(self.ks[last], self.ks[last + 1] - self.step, censored=False)
@@ -106,7 +112,12 @@ class Curve:
             row["variance_removed"] = float(self.variance_removed["edited"][i])
             for name, draws in self.controls.items():
                 at = draws[:, i]
-                row[name] = {"mean": float(at.mean()), "low": float(at.min()), "high": float(at.max()), "draws": len(at)}
+                row[name] = {
+                    "mean": float(at.mean()),
+                    "low": float(at.min()),
+                    "high": float(at.max()),
+                    "draws": len(at),
+                }
                 row[name]["variance_removed"] = float(self.variance_removed[name][i])
             rows.append(row)
         return rows
@@ -180,7 +191,9 @@ def removal_curve(
         drawn = [walks.walk(control(edit, s) for edit in treatment.values()) for s in range(draws_of(control, draws))]
         scores[name] = torch.stack([w[0] for w in drawn])
         shares[name] = torch.stack([w[1] for w in drawn]).mean(0)
-    return Curve(name_of(metric), tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step)
+    return Curve(
+        name_of(metric), tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step
+    )
 
 
 @dataclass
@@ -218,7 +231,9 @@ def _places(subspace: Subspace | Mapping[str, Subspace], at: str | Sequence[str]
             raise ValueError("The mapping of sites to subspaces is empty.")
         return dict(subspace)
     if at is None:
-        raise ValueError("One Subspace needs at=: the hook names where it is removed, such as 'blocks.1.hook_resid_post'.")
+        raise ValueError(
+            "One Subspace needs at=: the hook names where it is removed, such as 'blocks.1.hook_resid_post'."
+        )
     return dict.fromkeys([at] if isinstance(at, str) else list(at), subspace)
 
 
@@ -230,7 +245,9 @@ def _ks(places: dict[str, Subspace], ks: Sequence[int] | None, step: int) -> lis
     if chosen[0] < 0 or chosen[-1] > most:
         raise ValueError(f"ks run from {chosen[0]} to {chosen[-1]}; the subspace has rank {most}, so 0 to {most}.")
     if any(k % step for k in chosen):
-        raise ValueError(f"ks {[k for k in chosen if k % step][:4]} are not multiples of step={step}: planes stay whole.")
+        raise ValueError(
+            f"ks {[k for k in chosen if k % step][:4]} are not multiples of step={step}: planes stay whole."
+        )
     if len(chosen) < 2:
         raise ValueError(f"ks={ks!r} and step={step} leave no k above 0 of a subspace of rank {most}.")
     return chosen

@@ -30,7 +30,9 @@ class Design:
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "labels", tuple(self.labels))
         if matrix.ndim != 2 or matrix.shape[1] != len(self.labels):
-            raise ValueError(f"A design of shape {list(matrix.shape)} has {len(self.labels)} labels: one a column is needed.")
+            raise ValueError(
+                f"A design of shape {list(matrix.shape)} has {len(self.labels)} labels: one a column is needed."
+            )
         if len(set(self.labels)) < len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise ValueError(f"Columns of the same name: {twice[:5]}. Give one of the designs another name=.")
@@ -77,11 +79,15 @@ def classes(labels: Int[Tensor, " n"] | Sequence[int], of: int | None = None, na
     index = _whole(labels, "labels")
     of = int(index.max()) + 1 if of is None else of
     if int(index.min()) < 0 or int(index.max()) >= of:
-        raise ValueError(f"labels run from {int(index.min())} to {int(index.max())}, outside the {of} classes 0..{of - 1}.")
+        raise ValueError(
+            f"labels run from {int(index.min())} to {int(index.max())}, outside the {of} classes 0..{of - 1}."
+        )
     counts = torch.bincount(index, minlength=of)
     if (counts == 0).any():
         empty = torch.nonzero(counts == 0).flatten().tolist()
-        raise ValueError(f"Empty classes {empty[:8]} (of {of}): a class without examples has no mean. Renumber the labels.")
+        raise ValueError(
+            f"Empty classes {empty[:8]} (of {of}): a class without examples has no mean. Renumber the labels."
+        )
     one_hot = torch.nn.functional.one_hot(index, of).to(torch.float64)
     return Design(one_hot, tuple(f"{name}={c}" for c in range(of)))
 
@@ -128,7 +134,9 @@ def fourier(
 
 
 def helix(
-    values: Shaped[Tensor, " n"] | Sequence[int | float], periods: Iterable[int | float] = (2, 5, 10, 100), name: str = "a"
+    values: Shaped[Tensor, " n"] | Sequence[int | float],
+    periods: Iterable[int | float] = (2, 5, 10, 100),
+    name: str = "a",
 ) -> Design:
     """Return the generalized helix: a line, and cos and sin of 2πa/T, labelled ``a:cos T`` and ``a:sin T``."""
     x, periods = _reals(values), list(periods)

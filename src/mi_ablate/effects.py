@@ -39,7 +39,11 @@ class Effect:
         """Return one row a run: mean, its range over draws, and the variance removed."""
         rows = [
             {"run": "clean", "mean": float(self.clean.mean()), "variance_removed": 0.0},
-            {"run": "edited", "mean": float(self.edited.mean()), "variance_removed": self.variance_removed.get("edited")},
+            {
+                "run": "edited",
+                "mean": float(self.edited.mean()),
+                "variance_removed": self.variance_removed.get("edited"),
+            },
         ]
         for name, scores in self.controls.items():
             means = scores.mean(1)
@@ -87,7 +91,10 @@ def effect(
     runs = replay(model, tokens, hooks, metric, attention_mask=attention_mask, batch_size=batch_size)
     moments = site_moments(model, tokens, hooks, attention_mask, batch_size, runs.acts)
     if controls is None:
-        plain = all(isinstance(h, Placed) and (not isinstance(h.intervention, Ablate) or h.intervention.subspace) for _, h in hooks)
+        plain = all(
+            isinstance(h, Placed) and (not isinstance(h.intervention, Ablate) or h.intervention.subspace)
+            for _, h in hooks
+        )
         controls = {kind: from_moments(kind, moments) for kind in ("covariance", "pca")} if plain else {}
     reference = clean_logits(runs, metric)
     removed = {"edited": variance_removed(hooks, moments)}
@@ -105,7 +112,9 @@ def effect(
     )
 
 
-def interval(values: Float[Tensor, " n"] | Sequence[int | float], level: int | float = 0.95, seed: int = 0) -> tuple[float, float]:
+def interval(
+    values: Float[Tensor, " n"] | Sequence[int | float], level: int | float = 0.95, seed: int = 0
+) -> tuple[float, float]:
     """Return a confidence interval of the mean: Clopper-Pearson for 0/1 values, percentile bootstrap otherwise."""
     import numpy as np
     from scipy import stats
@@ -118,7 +127,9 @@ def interval(values: Float[Tensor, " n"] | Sequence[int | float], level: int | f
         return float(found.low), float(found.high)
     if x.min() == x.max():
         return float(x[0]), float(x[0])
-    found = stats.bootstrap((x,), np.mean, n_resamples=2000, batch=200, confidence_level=level, method="percentile", rng=seed)
+    found = stats.bootstrap(
+        (x,), np.mean, n_resamples=2000, batch=200, confidence_level=level, method="percentile", rng=seed
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

@@ -29,7 +29,9 @@ def gated(intervention: FwdHooks, reader_site: str, fn: Callable[[Tensor], Tenso
 
     def gate(x: Tensor) -> Tensor:
         if "gate" not in cell:
-            raise RuntimeError(f"The gate's reader {reader_site} has not fired yet: it must lie before the edited sites.")
+            raise RuntimeError(
+                f"The gate's reader {reader_site} has not fired yet: it must lie before the edited sites."
+            )
         return cell["gate"]
 
     hooks: FwdHooks = [(reader_site, read)]

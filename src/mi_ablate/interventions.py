@@ -31,7 +31,6 @@ from mi_ablate.subspace import Subspace
 __all__ = ["Ablate", "Add", "Erase", "Intervention", "Placed", "Rotate"]
 
 
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablate(Intervention):
     """Move the part of x inside ``subspace`` to that of ``to``: x' = x + s Q Qᵀ (to - x).
@@ -54,7 +53,9 @@ class Ablate(Intervention):
 
     def __post_init__(self) -> None:
         if self.subspace is not None and not isinstance(self.subspace, Subspace):
-            raise ValueError(f"subspace is a {type(self.subspace).__name__}; Subspace.span(vectors) makes one from rows.")
+            raise ValueError(
+                f"subspace is a {type(self.subspace).__name__}; Subspace.span(vectors) makes one from rows."
+            )
         if self.subspace is None and self.keep:
             raise ValueError("keep=True needs a subspace: there is nothing to keep of the whole vector.")
         if self.to is not None:
@@ -64,6 +65,7 @@ class Ablate(Intervention):
                 raise ValueError(f"to has shape {list(self.to.shape)}; its last axis must be d = {width}.")
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
+        """Return x with its part inside the subspace moved to that of ``to``."""
         y = working(x)
         if self.subspace is None and self._factor == 1:  # exact, also where x holds -inf (masked attention scores)
             to = y.new_zeros(()) if self.to is None else aligned(self.to, y, "to")
@@ -133,9 +135,12 @@ class Add(Intervention):
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", torch.as_tensor(self.vector))
         if self.vector.ndim == 0 or not self.vector.is_floating_point():
-            raise ValueError(f"vector has shape {list(self.vector.shape)} and {self.vector.dtype}; floats [d] or [n, d].")
+            raise ValueError(
+                f"vector has shape {list(self.vector.shape)} and {self.vector.dtype}; floats [d] or [n, d]."
+            )
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
+        """Return x with the vector added."""
         y = working(x)
         return finished(y + scaled(aligned(self.vector, y, "vector").expand_as(y), self.strength, None, y), x)
 
@@ -178,10 +183,13 @@ class Rotate(Intervention):
         angle = torch.as_tensor(self.angle, dtype=torch.float64)
         planes = self.subspace.rank // 2
         if angle.ndim > 1 or (angle.ndim == 1 and len(angle) != planes):
-            raise ValueError(f"angle has shape {list(angle.shape)}: one number, or one for each of the {planes} planes.")
+            raise ValueError(
+                f"angle has shape {list(angle.shape)}: one number, or one for each of the {planes} planes."
+            )
         object.__setattr__(self, "angle", angle)
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
+        """Return x turned in the planes of the subspace."""
         y = working(x)
         coords = self.subspace.coords(y).unflatten(-1, (-1, 2))
         angle = (self.angle * self.strength).to(y.device)  # type: ignore[union-attr]
@@ -222,14 +230,19 @@ class Erase(Intervention):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).to(torch.float64))
         if self.writer.ndim != 2 or self.writer.shape != self.reader.shape:
-            raise ValueError(f"writer {list(self.writer.shape)} and reader {list(self.reader.shape)} must both be [d, r].")
+            raise ValueError(
+                f"writer {list(self.writer.shape)} and reader {list(self.reader.shape)} must both be [d, r]."
+            )
         if self.centre is not None and self.centre.shape != self.writer.shape[:1]:
             raise ValueError(f"centre has shape {list(self.centre.shape)}; [d] = [{self.writer.shape[0]}] is needed.")
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
+        """Return x without what the reader sees of it."""
         y = working(x)
         if y.shape[-1] != self.writer.shape[0]:
-            raise ValueError(f"{self!r} acts on vectors of width {self.writer.shape[0]}; these have width {y.shape[-1]}.")
+            raise ValueError(
+                f"{self!r} acts on vectors of width {self.writer.shape[0]}; these have width {y.shape[-1]}."
+            )
         centred = y if self.centre is None else y - self.centre.to(y)
         return finished(y - self.strength * ((centred @ self.reader.to(y)) @ self.writer.to(y).mT), x)
 

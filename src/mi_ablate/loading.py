@@ -76,9 +76,7 @@ def load_model(
         return checkpoints.load(name_or_path, device=device or "cpu", dtype=precision).model
     if path.is_dir() or kw.get("hf_model") is not None:
         if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} names a version on the Hub; {str(path)!r} is loaded locally."
-            )
+            raise ValueError(f"revision={revision!r} names a version on the Hub; {str(path)!r} is loaded locally.")
         config = _folder_config(path) if kw.get("hf_model") is None else _model_config(kw["hf_model"])
         load = _folder_hooked if _hooked_class() else _folder_bridge
         model = load(path, config, precision, device, process, kw)
@@ -123,20 +121,14 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         toys = sorted(p.name for p in folder.glob("*.safetensors"))[:5]
         raise ValueError(
             f"{str(folder)!r} is a folder without config.json, so it is no Hugging Face model. "
-            + (
-                f"Give one of its files: {', '.join(toys)}."
-                if toys
-                else "model.save_pretrained(folder) makes one."
-            )
+            + (f"Give one of its files: {', '.join(toys)}." if toys else "model.save_pretrained(folder) makes one.")
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON ({type(error).__name__}: {error}).") from None
     if not isinstance(config, dict) or not config.get("architectures"):
-        raise ValueError(
-            f'{file} names no "architectures"; save the model with model.save_pretrained(folder).'
-        )
+        raise ValueError(f'{file} names no "architectures"; save the model with model.save_pretrained(folder).')
     return config
 
 
@@ -197,9 +189,7 @@ def _folder_bridge(
 
         hf_model = kw.get("hf_model")
         if hf_model is None:
-            hf_model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, attn_implementation="eager", **kw
-            )
+            hf_model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation="eager", **kw)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         hf_model = hf_model if device is None else hf_model.to(device)
         model = build_bridge_from_module(hf_model, config["architectures"][0], hf_config=hf_model.config)
@@ -207,9 +197,7 @@ def _folder_bridge(
     return _finish_bridge(model, process)
 
 
-def _named(
-    name: str, dtype: torch.dtype, device: Any, revision: str | None, process: bool, kw: dict[str, Any]
-) -> Any:
+def _named(name: str, dtype: torch.dtype, device: Any, revision: str | None, process: bool, kw: dict[str, Any]) -> Any:
     """Load a model by its name on the Hub, from the local cache or the network."""
     kw = dict(kw) if revision is None else {**kw, "revision": revision}
     hooked = _hooked_class()
@@ -270,16 +258,12 @@ def _aliases() -> dict[str, str]:
     if _hooked_class():
         loading = importlib.import_module("transformer_lens.loading_from_pretrained")
         found = {name: name for name in loading.OFFICIAL_MODEL_NAMES}
-        return found | {
-            alias: name for alias, name in loading.make_model_alias_map().items() if alias not in found
-        }
+        return found | {alias: name for alias, name in loading.make_model_alias_map().items() if alias not in found}
     registry = importlib.import_module("transformer_lens.tools.model_registry.registry_io")
     old = registry.load_model_aliases()
     found = {alias: name for name, short in old.items() for alias in short}
     listed = [entry["model_id"] for entry in registry.load_supported_models_raw()["models"]]
-    plain = [
-        name.removeprefix("openai-community/") for name in listed
-    ]  # the Hub still knows GPT-2 without it
+    plain = [name.removeprefix("openai-community/") for name in listed]  # the Hub still knows GPT-2 without it
     return {name: name for name in plain} | found | {name: name for name in [*listed, *old]}
 
 
@@ -292,8 +276,4 @@ def _trust(kw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_n_ctx(config: dict[str, Any]) -> dict[str, Any]:
-    return (
-        {**config, "n_ctx": config["n_positions"]}
-        if "n_positions" in config and "n_ctx" not in config
-        else config
-    )
+    return {**config, "n_ctx": config["n_positions"]} if "n_positions" in config and "n_ctx" not in config else config

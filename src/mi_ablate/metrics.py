@@ -98,7 +98,9 @@ def _wide(x: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def _answers(answers: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     answers = torch.as_tensor(answers)
     if answers.ndim != 1 or answers.is_floating_point():
-        raise ValueError(f"answers have shape {list(answers.shape)} and {answers.dtype}: one token an example is needed.")
+        raise ValueError(
+            f"answers have shape {list(answers.shape)} and {answers.dtype}: one token an example is needed."
+        )
     return answers.to(torch.int64)
 
 

@@ -115,7 +115,9 @@ def split(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield (tokens, mask) in batches; the default size keeps a pass below about 128 MiB of activations."""
     if tokens.ndim != 2 or tokens.is_floating_point() or len(tokens) == 0:
-        raise ValueError(f"tokens have shape {list(tokens.shape)} and {tokens.dtype}: integers [n, pos] are needed, n > 0.")
+        raise ValueError(
+            f"tokens have shape {list(tokens.shape)} and {tokens.dtype}: integers [n, pos] are needed, n > 0."
+        )
     if mask is not None and mask.shape != tokens.shape:
         raise ValueError(f"attention_mask {list(mask.shape)} and tokens {list(tokens.shape)} must have the same shape.")
     size = batch_size or default_batch_size(model, tokens.shape[1])
@@ -136,4 +138,6 @@ def run(model: HookedModel, tokens: Tensor, mask: Tensor | None = None, **kw: An
     device = getattr(model.cfg, "device", None) or "cpu"
     if mask is not None:
         kw["attention_mask"] = mask.to(device)
-    return model(tokens.to(device), **{key: value for key, value in kw.items() if key == "return_type" or value is not None})
+    return model(
+        tokens.to(device), **{key: value for key, value in kw.items() if key == "return_type" or value is not None}
+    )

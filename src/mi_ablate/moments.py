@@ -70,7 +70,9 @@ def site_moments(
     groups: list[tuple[Pos, list[str]]] = []
     for key, hook in placed.items():
         readable: Pos = None if callable(hook.pos) or _is_mask(hook.pos) else hook.pos
-        group = next((keys for p, keys in groups if p is readable or (type(p) is type(readable) is int and p == readable)), None)
+        group = next(
+            (keys for p, keys in groups if p is readable or (type(p) is type(readable) is int and p == readable)), None
+        )
         if group is None:
             groups.append((readable, [key]))
         else:

@@ -71,7 +71,9 @@ class Fit:
         _, s, vh = torch.linalg.svd(_root(gram) @ coef, full_matrices=False)
         full = int((s**2 > _RANK * s[0] ** 2).sum()) if s[0] > 0 else 0
         if full == 0:
-            raise ValueError("The chosen columns explain nothing of these activations: there is no direction to return.")
+            raise ValueError(
+                "The chosen columns explain nothing of these activations: there is no direction to return."
+            )
         if rank is not None and not 1 <= rank <= full:
             raise ValueError(f"rank {rank} was asked for; these columns write {full} directions, so 1 to {full}.")
         return Subspace(vh[: rank or full].T.contiguous(), name or ", ".join(labels[:3]) or "fit")
@@ -129,7 +131,9 @@ class Fitter:
         acts = _activations(acts)
         matrix = design.matrix.to(acts.device)
         if len(acts) != len(matrix):
-            raise ValueError(f"{len(acts)} activations and {len(matrix)} rows of the design: one row an example is needed.")
+            raise ValueError(
+                f"{len(acts)} activations and {len(matrix)} rows of the design: one row an example is needed."
+            )
         part = Fitter(self.covariance)
         part.labels, part.n = design.labels, len(acts)
         part._mean_x, part._mean_d = acts.mean(0), matrix.mean(0)

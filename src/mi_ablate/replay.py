@@ -54,7 +54,9 @@ class Replay:
             scores.append(metric(logits, logits if before is None and not hooks else before, rows))
         out = torch.cat([s.detach().to("cpu", torch.float64) for s in scores])
         if out.shape != (self.n,):
-            raise ValueError(f"The metric returned {list(out.shape)}; one number for each of the {self.n} examples is needed.")
+            raise ValueError(
+                f"The metric returned {list(out.shape)}; one number for each of the {self.n} examples is needed."
+            )
         if not torch.isfinite(out).all():
             bad = torch.nonzero(~torch.isfinite(out)).flatten().tolist()
             raise ValueError(f"The metric is NaN or infinite for {len(bad)} examples (first: {bad[:5]}).")

@@ -90,7 +90,9 @@ def save(
     entries = [_entry(name, hook, pool) for name, hook in hooks]
     per_example = any(entry["per_example"] for entry in entries)
     if per_example and tokens is None:
-        raise ValueError("These hooks hold one value an example: give save(..., tokens=) so that others are refused at load.")
+        raise ValueError(
+            "These hooks hold one value an example: give save(..., tokens=) so that others are refused at load."
+        )
     header = card if isinstance(card, dict) else asdict(card)
     header = {"title": "", **header, "format": FORMAT, "hooks": entries}
     header["tokens"] = _hash(tokens) if per_example and tokens is not None else None
@@ -115,7 +117,9 @@ def load(
     if model is not None:
         _check_model(path, header, model, strict)
     if header.get("tokens") is not None and (tokens is None or _hash(tokens) != header["tokens"]):
-        raise ArtefactError(f"{path} holds one value for each of its own prompts; give load(..., tokens=) the same tokens.")
+        raise ArtefactError(
+            f"{path} holds one value for each of its own prompts; give load(..., tokens=) the same tokens."
+        )
     try:
         hooks: FwdHooks = [_hook(entry, tensors) for entry in header["hooks"]]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -123,7 +127,9 @@ def load(
     if model is not None:
         missing = [name for name, _ in hooks if name not in model.hook_dict]
         if missing:
-            raise ArtefactError(f"{path} edits {missing[0]}, which the model lacks. {nearest(missing[0], model.hook_dict)}")
+            raise ArtefactError(
+                f"{path} edits {missing[0]}, which the model lacks. {nearest(missing[0], model.hook_dict)}"
+            )
     return hooks
 
 
@@ -194,7 +200,9 @@ def _hook(entry: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[str, Place
 
 def _check_header(path: str | Path, header: dict[str, Any]) -> None:
     if header.get("format") != FORMAT:
-        raise ArtefactError(f"{path} is not a saved intervention: its format is {header.get('format')!r}, not {FORMAT!r}.")
+        raise ArtefactError(
+            f"{path} is not a saved intervention: its format is {header.get('format')!r}, not {FORMAT!r}."
+        )
     if not isinstance(header.get("hooks"), list) or not header["hooks"]:
         raise ArtefactError(f"{path}: its card lists no hooks.")
 
@@ -203,10 +211,14 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
     made = header.get("model") or {}
     if not made:
         if strict:
-            raise ArtefactError(f"{path} does not say which model it was made on. Load with strict=False to use it anyway.")
+            raise ArtefactError(
+                f"{path} does not say which model it was made on. Load with strict=False to use it anyway."
+            )
         return
     here = fingerprint(model)
-    other = {k: (v, here["architecture"].get(k)) for k, v in made["architecture"].items() if v != here["architecture"].get(k)}
+    other = {
+        k: (v, here["architecture"].get(k)) for k, v in made["architecture"].items() if v != here["architecture"].get(k)
+    }
     if other:
         said = ", ".join(f"{key} {was} (this model: {now})" for key, (was, now) in list(other.items())[:4])
         raise ArtefactError(f"{path} was made on another architecture: {said}.")

@@ -107,9 +107,13 @@ def as_hooks(model: HookedModel, edit: Edit) -> FwdHooks:
         if not isinstance(hook, Placed):
             raise ValueError(f"The hook at {name} is a function; only interventions can be baked (edit.at(name)).")
         if not hook.everywhere:
-            raise ValueError(f"{hook!r} at {name} acts at some positions, heads or units; weights act at all. Keep the hook.")
+            raise ValueError(
+                f"{hook!r} at {name} acts at some positions, heads or units; weights act at all. Keep the hook."
+            )
         if "bakeable" not in hook.intervention.laws:
-            raise ValueError(f"{hook.intervention!r} depends on the input or the example; weights cannot. Keep the hook.")
+            raise ValueError(
+                f"{hook.intervention!r} depends on the input or the example; weights cannot. Keep the hook."
+            )
     return hooks
 
 
@@ -140,14 +144,18 @@ def _bake_one(name: str, edit: Intervention, weight: Tensor, bias: Tensor | None
     if bias is not None:
         _write(bias, edit(bias.detach().to(torch.float64)), name)
     elif constant.abs().max() > 0:
-        raise ValueError(f"The edit at {name} adds a constant, and this model has no bias there to hold it. Keep the hook.")
+        raise ValueError(
+            f"The edit at {name} adds a constant, and this model has no bias there to hold it. Keep the hook."
+        )
 
 
 def _write(parameter: Tensor, value: Tensor, name: str) -> None:
     value = value.to(parameter.dtype)
     parameter.copy_(value)
     if not torch.equal(parameter, value):
-        raise RuntimeError(f"The weights behind {name} did not take the edit; this kind of model stores them elsewhere.")
+        raise RuntimeError(
+            f"The weights behind {name} did not take the edit; this kind of model stores them elsewhere."
+        )
 
 
 def _refuse_tied(model: Any, names: list[str]) -> None:
