@@ -352,6 +352,48 @@ def test_an_effect_without_hooks_raises(model, prompts, answers) -> None:
         effect(model, prompts, [], accuracy(answers))
 
 
+def test_an_edit_without_its_place_raises(unchecked, model, prompts, answers) -> None:
+    with pytest.raises(ValueError, match=r"effect needs at least one hook: edit.at\("):
+        effect(model, prompts, Ablate(S), accuracy(answers))
+
+
+def test_a_subspace_of_another_width_says_so(model, prompts, answers) -> None:
+    """Not a message of matrix multiplication from the bookkeeping of variances."""
+    for where in (LAST, FIRST):
+        with pytest.raises(ValueError, match=r"rank 2 of 8.* acts on vectors of width 8; these have width 16"):
+            effect(model, prompts, Ablate(Subspace.random(8, 2)).at(where, pos=-1), accuracy(answers))
+
+
+def test_one_prompt_has_an_effect_but_no_variance(model, prompts, answers) -> None:
+    hooks, metric = Ablate(S).at(LAST, pos=-1), accuracy(answers[:1])
+    found = effect(model, prompts[:1], hooks, metric, controls={})
+    assert math.isnan(found.variance_removed["edited"])
+    assert torch.equal(found.edited, whole_scores(model, prompts[:1], hooks, metric))
+    with pytest.raises(ValueError, match="A covariance needs at least two vectors; 1 were given"):
+        effect(model, prompts[:1], hooks, metric)
+
+
+def test_counts_below_one_raise(model, prompts, answers) -> None:
+    hooks, metric = Ablate(S).at(FIRST), accuracy(answers)
+    for size in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_size={size}: at least 1 row a pass"):
+            effect(model, prompts, hooks, metric, batch_size=size)
+    with pytest.raises(ValueError, match=r"draws=0: at least 1; controls=\{\} measures none"):
+        effect(model, prompts, hooks, metric, draws=0)
+
+
+@pytest.mark.xfail(strict=True, reason="values for another number of prompts are cut to the first rows, silently")
+@pytest.mark.parametrize("n", [39, 41])
+@pytest.mark.parametrize("what", ["to", "strength", "pos", "answers", "mask"])
+def test_per_example_values_for_another_number_of_prompts_raise(model, prompts, answers, what: str, n: int) -> None:
+    to = draw(n, 16) if what == "to" else None
+    strength = torch.ones(n, 1) if what == "strength" else 1.0
+    pos = {"pos": torch.zeros(n).long(), "mask": torch.ones(n, 5).bool()}.get(what, -1)
+    metric = accuracy(torch.zeros(n).long() if what == "answers" else answers)
+    with pytest.raises(ValueError, match=f"{n} .*40|40 .*{n}"):
+        effect(model, prompts, Ablate(S, to, strength).at(FIRST, pos=pos), metric, controls={})
+
+
 # Removal curves
 
 

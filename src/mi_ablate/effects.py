@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.controls import from_moments
-from mi_ablate.interventions import Ablate, Placed
+from mi_ablate.interventions import Ablate, Intervention, Placed
 from mi_ablate.moments import site_moments, variance_removed
 from mi_ablate.replay import Replay, replay
 
@@ -85,7 +85,7 @@ def effect(
         draws: seeds 0 .. draws-1 of each random control.
 
     """
-    hooks = list(hooks)
+    hooks = [] if isinstance(hooks, Intervention) else list(hooks)
     if not hooks:
         raise ValueError("effect needs at least one hook: edit.at('blocks.0.hook_resid_post', pos=-1).")
     runs = replay(model, tokens, hooks, metric, attention_mask=attention_mask, batch_size=batch_size)
@@ -140,6 +140,8 @@ def name_of(metric: Callable[..., Tensor]) -> str:
 
 def draws_of(control: Callable[..., FwdHooks], draws: int) -> int:
     """Return how many seeds a control is drawn with: one where they do not differ."""
+    if draws < 1:
+        raise ValueError(f"draws={draws}: at least 1; controls={{}} measures none.")
     return draws if getattr(control, "random", True) else 1
 
 

@@ -120,6 +120,8 @@ def split(
         )
     if mask is not None and mask.shape != tokens.shape:
         raise ValueError(f"attention_mask {list(mask.shape)} and tokens {list(tokens.shape)} must have the same shape.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: at least 1 row a pass, or None to choose by memory.")
     size = batch_size or default_batch_size(model, tokens.shape[1])
     for start in range(0, len(tokens), size):
         yield tokens[start : start + size], None if mask is None else mask[start : start + size]

@@ -45,7 +45,10 @@ class Moments:
         return self._scatter / (self.n - 1)
 
     def share(self, subspace: Subspace) -> float:
-        """Return tr(Qᵀ Σ Q) / tr Σ, the share of the variance inside the subspace."""
+        """Return tr(Qᵀ Σ Q) / tr Σ, the share of the variance inside the subspace; NaN of fewer than two vectors."""
+        if self.n < 2 or self.mean is None:
+            return float("nan")
+        subspace._check_width(self.mean)
         q = subspace.basis.to(self.covariance.device)
         total = self.covariance.trace()
         return float((q * (self.covariance @ q)).sum() / total) if total > 0 else 0.0
