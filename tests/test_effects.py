@@ -183,6 +183,21 @@ def test_the_norm_and_its_absence_are_replayed(prompts) -> None:
         trap(tiny(norm=norm), prompts, Ablate(S).at(LAST, pos=-1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("site", [LAST, FIRST])
+def test_lower_precision_is_replayed_as_it_runs(site: str, dtype: torch.dtype) -> None:
+    """A shortcut that rounds otherwise than the model is refused; one that is taken agrees to the model's precision."""
+    model = tiny(dtype=dtype)
+    prompts, metric = tokens_for(model, 30, 5), logit_diff(torch.zeros(30).long(), torch.ones(30).long())
+    hooks = Ablate(S).at(site, pos=-1)
+    found = effect(model, prompts, hooks, metric, draws=1)
+    assert found.edited.dtype == torch.float64
+    wanted = whole_scores(model, prompts, hooks, metric)
+    assert torch.allclose(found.edited, wanted, atol=1e-4 if dtype == torch.float32 else 0.1)
+    exact = whole_scores(tiny(), prompts, hooks, metric)
+    assert torch.allclose(found.edited, exact, atol=1e-4 if dtype == torch.float32 else 0.3)
+
+
 def test_one_token_prompts() -> None:
     model = tiny()
     trap(model, tokens_for(model, 9, 1), Ablate(S).at(FIRST, pos=-1))

@@ -26,7 +26,7 @@ from mi_ablate import (
 )
 from mi_ablate._types import HookedModel
 from mi_ablate.model import default_batch_size, layer_of, split
-from models import gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, random_gpt2, tiny, tokens_for
+from models import gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, random_gpt2, tiny, tokens_for, word_tokenizer
 
 POST = "blocks.0.hook_resid_post"
 EDIT = Ablate(Subspace.random(16, 3, seed=1))
@@ -514,6 +514,42 @@ def test_resid_mid_equals_the_block_computed_by_hand(model, tokens, index: int) 
     with attached(model, hooks + reading), torch.no_grad():
         model(tokens)
     assert (seen["post"] - wanted).abs().max() < 1e-10
+
+
+@pytest.mark.compat
+def test_resid_mid_has_the_same_effect_on_every_version(model, tokens) -> None:
+    """Sums of logits as a HookedTransformer of TransformerLens 3.9 gives them; 2.18 and the bridge of 4.3 must agree."""
+    for index, golden in GOLDEN_MID.items():
+        with attached(model, mid_edits()[index]), torch.no_grad():
+            assert abs(float(model(tokens).sum()) - golden) < 1e-8, index
+
+
+GOLDEN_MID: dict[int, float] = {}
+
+
+@pytest.mark.compat
+def test_generation_under_all_writers_or_the_whole_stream() -> None:
+    """HookedTransformer.generate embeds outside its forward pass, so hook_embed does not fire there: that is said."""
+    edit, tokens = Ablate(Subspace.random(16, 3)), torch.tensor([[5, 3, 7, 2]])
+    model = tiny()
+    if has_hooked_transformer():
+        model.tokenizer = word_tokenizer(11)
+        with pytest.raises(RuntimeError, match=r"1 hooks never fired \(hook_embed\)"):
+            generated(model, edit.at(*writers(model)), tokens)
+        names = [f"blocks.{i}.hook_{p}" for i in range(2) for p in ("resid_pre", "resid_mid", "resid_post")]
+    else:
+        model, names = gpt2_bridge(), list(writers(gpt2_bridge()))
+    out = generated(model, edit.at(*names), tokens)
+    with attached(model, edit.at(*writers(model))), torch.no_grad():
+        full = model(out[:, :-1])
+    assert torch.equal(full[:, 3:].argmax(-1), out[:, 4:])
+
+
+def generated(model, hooks, tokens: Tensor) -> Tensor:
+    with attached(model, hooks):
+        return model.generate(
+            tokens, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False, return_type="tokens"
+        )
 
 
 @pytest.mark.compat

@@ -18,6 +18,7 @@ compounds over sites and differs from the same strength on the writers.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Ablate(Intervention):
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         """Return x with its part inside the subspace moved to that of ``to``."""
         y = working(x)
+        if self.subspace is not None and self._plain:
+            return finished(y - self.subspace.project(y), x)
         if self.subspace is None and self._factor == 1:  # exact, also where x holds -inf (masked attention scores)
             to = y.new_zeros(()) if self.to is None else aligned(self.to, y, "to")
             return finished(torch.where(torch.ones_like(to, dtype=torch.bool), to, y), x)
@@ -75,10 +78,7 @@ class Ablate(Intervention):
         else:
             change = y - aligned(self.to, y, "to")
         if self.subspace is not None:
-            q = self.subspace.columns(y)
-            if q.shape[0] != y.shape[-1]:
-                self.subspace._check_width(y)
-            part = (change @ q) @ q.mT
+            part = self.subspace.project(change)
             change = change - part if self.keep else part
         elif self.to is None:
             change = change.expand_as(y)
@@ -103,6 +103,11 @@ class Ablate(Intervention):
         if factor is not None and self.gate is None and not per_example(self.to):
             laws.add("bakeable")
         return frozenset(laws)
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether this is zero-ablation of a subspace at full strength, the case that must be cheap."""
+        return self.to is None and self._factor == 1 and not self.keep
 
     @property
     def _factor(self) -> int | float | None:

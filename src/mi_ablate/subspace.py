@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import linear
 
 _ORTHONORMAL = 1e-8
 
@@ -106,12 +107,17 @@ class Subspace:
 
     def coords(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch rank"]:
         """Return the coordinates Qᵀ x."""
-        self._check_width(x)
-        return x @ self.columns(x)
+        q = self.columns(x)
+        if x.shape[-1] != q.shape[0]:
+            self._check_width(x)
+        return linear(x, q.mT)
 
     def project(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return Q Qᵀ x, the part of x inside the subspace."""
-        return self.coords(x) @ self.columns(x).mT
+        q = self.columns(x)
+        if x.shape[-1] != q.shape[0]:
+            self._check_width(x)
+        return linear(linear(x, q.mT), q)
 
     def complement(self) -> "Subspace":
         """Return the orthogonal complement, of rank d - rank."""
