@@ -26,10 +26,21 @@ from mi_ablate import (
 )
 from mi_ablate._types import HookedModel
 from mi_ablate.model import default_batch_size, layer_of, split
-from models import gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, random_gpt2, tiny, tokens_for, word_tokenizer
+from models import (
+    gpt2_bridge,
+    has_bridge,
+    has_hooked_transformer,
+    logits_with,
+    random_gpt2,
+    tiny,
+    tokens_for,
+    word_tokenizer,
+)
 
 POST = "blocks.0.hook_resid_post"
 EDIT = Ablate(Subspace.random(16, 3, seed=1))
+SHIFT = Add(torch.linspace(-1, 2, 16, dtype=torch.float64) ** 2)
+"""Not a constant vector: LayerNorm would not see it."""
 
 
 def hooks_on(model) -> int:
@@ -215,7 +226,7 @@ def test_collect_stops_after_the_last_layer_needed(model, tokens) -> None:
     try:
         collect(model, tokens, "blocks.0.hook_resid_post")
         assert not seen
-        collect(model, tokens, "blocks.0.hook_resid_post", hooks=Add(torch.ones(16)).at("blocks.1.hook_resid_post"))
+        collect(model, tokens, "blocks.0.hook_resid_post", hooks=SHIFT.at("blocks.1.hook_resid_post"))
         assert seen, "an attached edit further on must be reached"
     finally:
         model.reset_hooks()
@@ -280,7 +291,7 @@ def test_the_default_batch_bounds_the_memory(model) -> None:
 
 @pytest.mark.compat
 def test_the_same_list_works_bare_and_attached(model, tokens) -> None:
-    hooks = EDIT.at(POST, "blocks.1.hook_mlp_out", pos=-1) + Add(torch.ones(16)).at("hook_embed")
+    hooks = EDIT.at(POST, "blocks.1.hook_mlp_out", pos=-1) + SHIFT.at("hook_embed")
     bare = logits_with(model, tokens, hooks)
     with attached(model, hooks) as firings, torch.no_grad():
         inside = model(tokens)
@@ -291,12 +302,12 @@ def test_the_same_list_works_bare_and_attached(model, tokens) -> None:
 
 @pytest.mark.compat
 def test_hooks_run_in_the_order_of_the_list(model, tokens) -> None:
-    double, add = Ablate(None, strength=-1), Add(torch.ones(16))
+    double, add = Ablate(None, strength=-1), SHIFT
     name = "blocks.1.hook_resid_post"
     clean = collect(model, tokens, name)[name]
     for hooks, wanted in (
-        (double.at(name) + add.at(name), 2 * clean + 1),
-        (add.at(name) + double.at(name), 2 * (clean + 1)),
+        (double.at(name) + add.at(name), 2 * clean + SHIFT.vector),
+        (add.at(name) + double.at(name), 2 * (clean + SHIFT.vector)),
     ):
         assert torch.allclose(collect(model, tokens, name, hooks=hooks)[name], wanted, atol=1e-12)
 
@@ -347,7 +358,7 @@ def test_an_exception_in_a_hook_leaves_nothing_behind(model, tokens) -> None:
 
 @pytest.mark.compat
 def test_blocks_nest(model, tokens) -> None:
-    one, two = EDIT.at(POST, pos=-1), Add(torch.ones(16)).at("blocks.1.hook_resid_post", pos=0)
+    one, two = EDIT.at(POST, pos=-1), SHIFT.at("blocks.1.hook_resid_post", pos=0)
     with attached(model, one), attached(model, two), torch.no_grad():
         nested = model(tokens)
     assert torch.equal(nested, logits_with(model, tokens, one + two))
@@ -445,8 +456,8 @@ def mid_edits() -> list:
         EDIT.at(mid),
         EDIT.at(mid, pos=-1),
         EDIT.at(mid, "blocks.1.hook_resid_mid", pos=[0, 2]),
-        Add(torch.ones(16)).at(mid) + EDIT.at("blocks.0.hook_resid_pre") + EDIT.at("blocks.0.hook_attn_out"),
-        EDIT.at(mid) + Add(torch.ones(16)).at(mid),
+        SHIFT.at(mid) + EDIT.at("blocks.0.hook_resid_pre") + EDIT.at("blocks.0.hook_attn_out"),
+        EDIT.at(mid) + SHIFT.at(mid),
         [(mid, lambda x, hook: 0.5 * x)],
     ]
 
@@ -524,7 +535,14 @@ def test_resid_mid_has_the_same_effect_on_every_version(model, tokens) -> None:
             assert abs(float(model(tokens).sum()) - golden) < 1e-8, index
 
 
-GOLDEN_MID: dict[int, float] = {}
+GOLDEN_MID = {
+    0: -382.6312211200935,
+    1: -389.902743187127,
+    2: -314.1634645539817,
+    3: -130.82105017632506,
+    4: -112.5211091005195,
+    5: -388.1294790829838,
+}
 
 
 @pytest.mark.compat

@@ -332,6 +332,7 @@ GROWING = {
     "list": {"pos": [0, PROMPT, PROMPT + 1]},
     "one an example": {"pos": torch.tensor([0, PROMPT, PROMPT + 3])},
     "mask": {"pos": draw(3, PROMPT + NEW - 1, seed=5) > 0},
+    "mask of the prompt": {"pos": draw(3, PROMPT, seed=6) > 0},
     "all": {},
     "prompt": {"when": "prompt"},
     "new": {"when": "new"},
@@ -341,7 +342,9 @@ GROWING = {
 
 def in_one_pass(where: dict) -> dict:
     """The same places written for one pass over the whole sequence, which has no prompt and no new tokens."""
-    when = where.get("when")
+    when, pos = where.get("when"), where.get("pos")
+    if isinstance(pos, Tensor) and pos.dtype == torch.bool:
+        return {"pos": torch.nn.functional.pad(pos, (0, PROMPT + NEW - 1 - pos.shape[1]))}
     if when is None:
         return where
     span = slice(0, PROMPT) if when == "prompt" else slice(PROMPT, None)
@@ -431,6 +434,16 @@ def test_a_window_shows_a_part_and_positions_count_from_the_start() -> None:
         resolve(-6, x, None, window)
 
 
+def test_after_a_prompt_of_one_token_the_rest_is_new() -> None:
+    x = draw(2, 1, D)
+    ((_, prompt),) = Ablate(None).at(SITE, when="prompt")
+    ((_, new),) = Ablate(None).at(SITE, when="new")
+    first, second = Window(growing=True), Window(offset=1, growing=True)
+    assert prompt.edit(x, None, second) is new.edit(x, None, first) is None
+    assert not prompt.edit(x, None, first).any()
+    assert not new.edit(x, None, second).any()
+
+
 def test_when_needs_attached(model, tokens) -> None:
     with pytest.raises(ValueError, match=r"when='new' at blocks.0.hook_resid_post needs `with attached"):
         logits_with(model, tokens, Ablate(None).at(SITE, when="new"))
@@ -446,7 +459,7 @@ def test_generation_from_left_padded_prompts(model) -> None:
     tokens, mask, rows = padded(model, "left")
     new = tokens_for(model, 4, 2, seed=77)
     for pos in (1, -1, 4, slice(2, 5)):
-        edit = Add(torch.ones(16, dtype=torch.float64))
+        edit = Add(3 * draw(16, seed=8))  # a constant vector would be invisible to LayerNorm
         cache = _cache_class().init_cache(model.cfg, "cpu", 4)
         with attached(model, edit.at(SITE, pos=pos)), torch.no_grad():
             model(tokens, past_kv_cache=cache, attention_mask=mask)
