@@ -68,6 +68,8 @@ PLACES = {
     "readout": (LAST,),
     "last position": (FIRST, "blocks.1.hook_attn_out"),
     "last position, heads": ("blocks.0.attn.hook_z",),
+    "last position, keys": ("blocks.0.attn.hook_k", "blocks.1.attn.hook_v"),
+    "last position, embedding": ("hook_embed", "hook_pos_embed"),
 }
 
 
@@ -82,7 +84,7 @@ def whole_scores(model, tokens: Tensor, hooks, metric) -> Tensor:
 @pytest.mark.parametrize("place", sorted(PLACES))
 def test_every_shortcut_gives_the_scores_of_a_whole_pass(model, prompts, answers, place, name, batch_size) -> None:
     metric = METRICS[name](answers)
-    edit, where = (Ablate(S), {}) if "heads" not in place else (Ablate(None), {"head": 1})
+    edit, where = (Ablate(S), {}) if "heads" not in place and "keys" not in place else (Ablate(None), {"head": 1})
     hooks = edit.at(*PLACES[place], pos=-1, **where)
     runs = replay(model, prompts, hooks, metric, batch_size=batch_size)
     kind = place.split(",")[0]
@@ -94,6 +96,15 @@ def test_every_shortcut_gives_the_scores_of_a_whole_pass(model, prompts, answers
         runs.score(others, metric, reference), whole_scores(model, prompts, others, metric), atol=1e-10
     )
     assert torch.allclose(runs.score([], metric, reference), whole_scores(model, prompts, [], metric), atol=1e-10)
+
+
+@pytest.mark.compat
+def test_patterns_at_the_last_query(model, prompts, answers) -> None:
+    """With a frozen cache a pattern has one query, the last, and all keys."""
+    hooks = Ablate(None, strength=0.5).at("blocks.1.attn.hook_pattern", head=1, pos=-1, unit=[0, 2])
+    metric = logit_diff(answers, (answers + 1) % 11)
+    runs = replay(model, prompts, hooks, metric)
+    assert torch.allclose(runs.score(hooks, metric), whole_scores(model, prompts, hooks, metric), atol=1e-10)
 
 
 @pytest.mark.compat
@@ -227,6 +238,8 @@ def test_effect_is_clean_edited_and_each_control(model, prompts, answers, batch_
         control = make(acts)
         for seed, row in enumerate(found.controls[name]):
             assert torch.equal(row, whole_scores(model, prompts, control(hooks, seed), accuracy(answers))), name
+        drawn = [control(hooks, seed)[0][1].intervention.subspace for seed in range(len(found.controls[name]))]
+        assert abs(found.variance_removed[name] - sum(share(s, acts) for s in drawn) / len(drawn)) < 1e-10
     table = found.table()
     assert [row["run"] for row in table] == ["clean", "edited", "covariance", "pca"]
     assert table[2]["draws"] == 3

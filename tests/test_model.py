@@ -148,6 +148,56 @@ def test_writers_add_up_to_the_residual_stream(model, tokens) -> None:
     assert writers(model, layers=[-1, 0]) == names[2:]
 
 
+FAMILIES = {
+    "standard": {},
+    "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 8},
+    "alibi": {"positional_embedding_type": "alibi"},
+    "shortformer": {"positional_embedding_type": "shortformer"},
+    "parallel": {"parallel_attn_mlp": True},
+    "attention only": {"attn_only": True},
+    "norms after as well": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
+    "gated MLP, grouped heads": {"gated_mlp": True, "n_key_value_heads": 1, "normalization_type": "RMS"},
+    "local attention": {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "local"]},
+    "capped scores": {"attn_scores_soft_cap": 5.0},
+}
+
+
+def family(name: str):
+    import transformer_lens as tl
+
+    common = {"n_layers": 2, "d_model": 16, "n_ctx": 12, "d_head": 8, "n_heads": 2, "d_vocab": 11, "d_mlp": 24}
+    common |= {"act_fn": "gelu", "dtype": torch.float64, "initializer_range": 0.5, "seed": 0, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tl.HookedTransformer(tl.HookedTransformerConfig(**{**common, **FAMILIES[name]}))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".b_" in key or key.endswith(".b"):
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_writers_of_every_family_add_up_and_equal_the_stream(name: str) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("built as HookedTransformers")
+    model = family(name)
+    tokens, names = tokens_for(model), writers(model)
+    acts = collect(model, tokens, [*names, last_residual(model)], pos=None)
+    assert torch.allclose(sum(acts[n] for n in names), acts[last_residual(model)], atol=1e-12)
+    points = (
+        ("resid_pre", "resid_post")
+        if name in ("parallel", "attention only")
+        else ("resid_pre", "resid_mid", "resid_post")
+    )
+    stream_sites = [f"blocks.{i}.hook_{p}" for i in range(2) for p in points]
+    at_writers, at_stream = (
+        run_inside(model, EDIT.at(*names), tokens),
+        run_inside(model, EDIT.at(*stream_sites), tokens),
+    )
+    assert (at_writers - at_stream).abs().max() < 1e-11
+
+
 def test_writers_without_position_embedding_or_mlp() -> None:
     if not has_hooked_transformer():
         pytest.skip("built as a HookedTransformer")
@@ -568,6 +618,17 @@ def generated(model, hooks, tokens: Tensor) -> Tensor:
         return model.generate(
             tokens, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False, return_type="tokens"
         )
+
+
+@pytest.mark.compat
+def test_a_plain_observer_at_resid_mid_changes_nothing(model, tokens) -> None:
+    seen = []
+    with attached(model, [("blocks.0.hook_resid_mid", lambda x, hook: seen.append(x.clone()))]), torch.no_grad():
+        out = model(tokens)
+    assert torch.equal(out, logits_with(model, tokens))
+    assert torch.allclose(
+        seen[0], collect(model, tokens, "blocks.0.hook_resid_mid", pos=None)["blocks.0.hook_resid_mid"]
+    )
 
 
 @pytest.mark.compat
