@@ -156,6 +156,38 @@ def gpt2_bridge() -> Any:
     return bridge.eval()
 
 
+BRIDGE_FAMILIES = ("neox", "llama", "gemma2", "qwen2", "opt", "bloom")
+
+
+def family_bridge(kind: str) -> Any:
+    """A TransformerBridge of a random two-layer model of another family: rotary or ALiBi, RMSNorm, grouped heads ..."""
+    import transformers as hf
+    from transformer_lens.model_bridge import TransformerBridge
+
+    ends = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32, **ends}
+    grouped = {**size, "num_key_value_heads": 1, "intermediate_size": 24}
+    make = {
+        "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**size, intermediate_size=24, rotary_pct=0.5)),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped)),
+        "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**grouped, head_dim=8)),
+        "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped)),
+        "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**size, ffn_dim=24, word_embed_proj_dim=16)),
+        "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=16, n_layer=2, n_head=2, **ends)),
+    }[kind]
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+        model.save_pretrained(folder)
+        word_tokenizer(60).save_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(folder, device="cpu")
+    return bridge.eval()
+
+
 def tokens_for(model: Any, n: int = 6, length: int = 7, seed: int = 0) -> Tensor:
     """Random tokens ``[n length]``."""
     return torch.randint(0, model.cfg.d_vocab, (n, length), generator=torch.Generator().manual_seed(seed))

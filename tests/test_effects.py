@@ -242,6 +242,7 @@ def test_effect_is_clean_edited_and_each_control(model, prompts, answers, batch_
         assert abs(found.variance_removed[name] - sum(share(s, acts) for s in drawn) / len(drawn)) < 1e-10
     table = found.table()
     assert [row["run"] for row in table] == ["clean", "edited", "covariance", "pca"]
+    assert table[0]["variance_removed"] == 0
     assert table[2]["draws"] == 3
     assert table[2]["low"] <= table[2]["mean"] <= table[2]["high"]
     assert "no control" not in repr(found)
@@ -658,6 +659,7 @@ def test_the_bootstrap_covers_as_often_as_it_says() -> None:
 
 
 def test_a_mean_of_equal_values_has_no_spread() -> None:
+    assert interval([0.0, 1.0])[0] == pytest.approx(1 - 0.975**0.5, abs=1e-9)
     assert interval([0.3, 0.3, 0.3]) == (0.3, 0.3)
     with pytest.raises(ValueError, match="An interval needs at least two values; these have shape"):
         interval([0.3])

@@ -27,6 +27,8 @@ from mi_ablate import (
 from mi_ablate._types import HookedModel
 from mi_ablate.model import default_batch_size, layer_of, split
 from models import (
+    BRIDGE_FAMILIES,
+    family_bridge,
     gpt2_bridge,
     has_bridge,
     has_hooked_transformer,
@@ -196,6 +198,26 @@ def test_writers_of_every_family_add_up_and_equal_the_stream(name: str) -> None:
         run_inside(model, EDIT.at(*stream_sites), tokens),
     )
     assert (at_writers - at_stream).abs().max() < 1e-11
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("kind", BRIDGE_FAMILIES)
+def test_writers_of_every_bridge_add_up_and_equal_the_stream(kind: str) -> None:
+    """Bridges of rotary models have a hook_pos_embed that never fires: as a writer it would refuse every ablation."""
+    if not has_bridge():
+        pytest.skip("TransformerBridge came with TransformerLens 3.0")
+    model = family_bridge(kind)
+    tokens, names = tokens_for(model), writers(model)
+    acts = collect(model, tokens, [*names, last_residual(model)], pos=None)
+    assert torch.allclose(sum(acts[n] for n in names), acts[last_residual(model)], atol=1e-5)
+    points = ("resid_pre", "resid_mid", "resid_post")[:: 2 if model.cfg.parallel_attn_mlp else 1]
+    stream_sites = [f"blocks.{i}.hook_{p}" for i in range(2) for p in points]
+    at_writers, at_stream = (
+        run_inside(model, EDIT.at(*names), tokens),
+        run_inside(model, EDIT.at(*stream_sites), tokens),
+    )
+    assert (at_writers - at_stream).abs().max() < 2e-5
+    assert (at_writers - run_inside(model, [], tokens)).abs().max() > 0.1
 
 
 def test_writers_without_position_embedding_or_mlp() -> None:

@@ -6,7 +6,16 @@ from torch import Tensor
 
 from mi_ablate import Ablate, Add, Subspace, attached, collect, effect, logit_diff
 from mi_ablate._positions import Window, resolve
-from models import gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, tiny, tokens_for, word_tokenizer
+from models import (
+    family_bridge,
+    gpt2_bridge,
+    has_bridge,
+    has_hooked_transformer,
+    logits_with,
+    tiny,
+    tokens_for,
+    word_tokenizer,
+)
 
 N, P, D = 4, 6, 5
 SITE = "blocks.0.hook_resid_post"
@@ -419,6 +428,15 @@ def bridge():
 def test_generation_on_a_bridge_edits_the_same_positions_as_one_pass(bridge, name: str) -> None:
     check_generation(bridge, name, 2e-3, generate)
     assert "forward" not in bridge.__dict__
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("kind", ["neox", "gemma2"])
+@pytest.mark.parametrize("name", ["list", "new", "slice across"])
+def test_generation_on_bridges_of_other_families(kind: str, name: str) -> None:
+    if not has_bridge():
+        pytest.skip("TransformerBridge came with TransformerLens 3.0")
+    check_generation(family_bridge(kind), name, 2e-3, generate)
 
 
 def test_a_window_shows_a_part_and_positions_count_from_the_start() -> None:

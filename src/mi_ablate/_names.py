@@ -53,8 +53,8 @@ def writers(model: HookedModel, layers: int | Iterable[int] | None = None) -> tu
     """
     there = model.hook_dict
     found = [] if layers is not None else [n for n in ("hook_embed", "hook_pos_embed") if n in there]
-    if getattr(model.cfg, "positional_embedding_type", "standard") in ("alibi", "shortformer"):
-        found = [n for n in found if n != "hook_pos_embed"]  # the hook point is there, but adds nothing to the stream
+    if getattr(model.cfg, "positional_embedding_type", "standard") != "standard":
+        found = [n for n in found if n != "hook_pos_embed"]  # a point that may be there but adds nothing to the stream
     for layer in sorted(_layers(model, range(model.cfg.n_layers) if layers is None else layers)):
         found.append(f"blocks.{layer}.hook_attn_out")
         if not getattr(model.cfg, "attn_only", False):
