@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Adding mi_ablate's hooks to a workflow that you already have
 #
-# A 2-core laptop-class machine, one thread: about 15 seconds. Expect the last line: `turned 0.959, control 0.015`.
+# A 2-core laptop-class machine, one thread: about 15 seconds. Expect the last line: `turned 0.949, control 0.015`.
 
 # %%
 import mi_ablate as mi

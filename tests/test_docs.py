@@ -45,7 +45,7 @@ def test_readme_code_runs_and_gives_the_numbers_it_states():
 def test_own_workflow_example_prints_what_its_header_says():
     last = run(ROOT / "examples" / "own_workflow.py", []).strip().splitlines()[-1]
     turned, control = (float(x) for x in re.findall(r"\d\.\d+", last))
-    assert turned == pytest.approx(0.959, abs=0.005)
+    assert turned == pytest.approx(0.949, abs=0.005)
     assert control == pytest.approx(0.015, abs=0.005)
 
 

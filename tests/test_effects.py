@@ -17,6 +17,7 @@ from mi_ablate import (
     Rotate,
     Subspace,
     accuracy,
+    attached,
     collect,
     controls,
     cross_entropy,
@@ -31,7 +32,17 @@ from mi_ablate import (
 )
 from mi_ablate.curves import Survived
 from mi_ablate.replay import replay
-from models import has_hooked_transformer, logits_with, tiny, tokens_for
+from models import (
+    BRIDGE_FAMILIES,
+    FAMILIES,
+    family,
+    family_bridge,
+    has_bridge,
+    has_hooked_transformer,
+    logits_with,
+    tiny,
+    tokens_for,
+)
 
 LAST = "blocks.1.hook_resid_post"
 FIRST = "blocks.0.hook_resid_post"
@@ -207,6 +218,28 @@ def test_lower_precision_is_replayed_as_it_runs(site: str, dtype: torch.dtype) -
     assert torch.allclose(found.edited, wanted, atol=1e-4 if dtype == torch.float32 else 0.1)
     exact = whole_scores(tiny(), prompts, hooks, metric)
     assert torch.allclose(found.edited, exact, atol=1e-4 if dtype == torch.float32 else 0.3)
+
+
+@pytest.mark.parametrize("site", [LAST, FIRST])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_is_replayed_as_it_runs(name: str, site: str) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("built as HookedTransformers")
+    model = family(name)
+    trap(model, tokens_for(model, 9, 5), Ablate(S).at(site, pos=-1))
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("kind", BRIDGE_FAMILIES)
+def test_every_bridge_is_replayed_as_it_runs(kind: str) -> None:
+    if not has_bridge():
+        pytest.skip("TransformerBridge came with TransformerLens 3.0")
+    model = family_bridge(kind)
+    tokens, metric = tokens_for(model, 9, 5), logit_diff(torch.zeros(9).long(), torch.ones(9).long())
+    for hooks in (Ablate(S).at(LAST, pos=-1), Add(draw(16), 1e4).at(LAST, pos=-1), Ablate(S).at(FIRST, pos=-1)):
+        with attached(model, hooks), torch.no_grad():
+            wanted = metric(model(tokens), None, torch.arange(9)).double()
+        assert torch.allclose(replay(model, tokens, hooks, metric).score(hooks, metric), wanted, atol=1e-4)
 
 
 def test_one_token_prompts() -> None:

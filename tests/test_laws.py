@@ -81,6 +81,7 @@ EDITS = {
     "rotate, strength 0": Rotate(PLANES, 0.7, strength=0),
     "rotate, strength 0.5": Rotate(PLANES, 0.7, strength=0.5),
     "rotate by half a turn": Rotate(PLANES, torch.pi),
+    "rotate about a centre": Rotate(PLANES, 0.7, centre=torch.linspace(1, 2, PLANES.d)),
     "erase, LEACE form": Erase(W, R_DUAL),
     "erase, centred": Erase(W, R_DUAL, MEAN),
     "erase, not biorthogonal": Erase(W, R),
@@ -313,7 +314,7 @@ def test_strength_2_reflects() -> None:
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("rotate")])
 def test_rotations_undo_each_other(name: str) -> None:
     edit, x = EDITS[name], example()
-    back = Rotate(edit.subspace, -edit.angle, edit.strength)
+    back = Rotate(edit.subspace, -edit.angle, edit.strength, edit.centre)
     assert torch.allclose(back(edit(x)), x, atol=1e-12)
 
 

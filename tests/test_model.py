@@ -28,6 +28,8 @@ from mi_ablate._types import HookedModel
 from mi_ablate.model import default_batch_size, layer_of, split
 from models import (
     BRIDGE_FAMILIES,
+    FAMILIES,
+    family,
     family_bridge,
     gpt2_bridge,
     has_bridge,
@@ -148,35 +150,6 @@ def test_writers_add_up_to_the_residual_stream(model, tokens) -> None:
     assert torch.allclose(total, acts[last_residual(model)], atol=1e-12)
     assert writers(model, layers=1) == ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out")
     assert writers(model, layers=[-1, 0]) == names[2:]
-
-
-FAMILIES = {
-    "standard": {},
-    "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 8},
-    "alibi": {"positional_embedding_type": "alibi"},
-    "shortformer": {"positional_embedding_type": "shortformer"},
-    "parallel": {"parallel_attn_mlp": True},
-    "attention only": {"attn_only": True},
-    "norms after as well": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
-    "gated MLP, grouped heads": {"gated_mlp": True, "n_key_value_heads": 1, "normalization_type": "RMS"},
-    "local attention": {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "local"]},
-    "capped scores": {"attn_scores_soft_cap": 5.0},
-}
-
-
-def family(name: str):
-    import transformer_lens as tl
-
-    common = {"n_layers": 2, "d_model": 16, "n_ctx": 12, "d_head": 8, "n_heads": 2, "d_vocab": 11, "d_mlp": 24}
-    common |= {"act_fn": "gelu", "dtype": torch.float64, "initializer_range": 0.5, "seed": 0, "device": "cpu"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = tl.HookedTransformer(tl.HookedTransformerConfig(**{**common, **FAMILIES[name]}))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if ".b_" in key or key.endswith(".b"):
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-    return model
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

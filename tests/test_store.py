@@ -23,7 +23,7 @@ HOOKS = {
     "whole vector of a head": mi.Ablate(None).at("blocks.0.attn.hook_z", head=[0, 1], pos=[0, 2]),
     "units": mi.Add(torch.ones(2)).at("blocks.0.mlp.hook_post", unit=[3, 5]),
     "add": mi.Add(ROWS[1], 2.0).at("hook_embed", when="prompt"),
-    "rotate": mi.Rotate(S, torch.tensor([0.1, 0.2])).at(LAST),
+    "rotate": mi.Rotate(S, torch.tensor([0.1, 0.2]), centre=ROWS[3]).at(LAST),
     "erase": mi.Erase(S.basis, S.basis, ROWS[2]).at(LAST),
 }
 

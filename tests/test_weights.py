@@ -21,6 +21,7 @@ EDITS = {
     "keep": mi.Ablate(S, keep=True),
     "keep towards a mean": mi.Ablate(S, VECTOR, keep=True),
     "rotate": mi.Rotate(S[:2], 0.7),
+    "rotate about a centre": mi.Rotate(S[:2], 0.7, centre=VECTOR),
     "erase": mi.Erase(S.basis + 0.1, S.basis, VECTOR),
     "add": mi.Add(VECTOR),
 }

@@ -27,7 +27,7 @@ def interventions(toy: mi.toys.Toy) -> dict[str, tuple[mi.Intervention, torch.Te
     by_hours = {**origin, "design": f"cos, sin of the answer at frequencies {chosen}", "r2": hours.r2}
     by_class = {**origin, "design": "one-hot of the answer, SVD of the class means", "r2": means.r2}
     return {
-        "add97_turn_answer_by_5": (mi.Rotate(circle, turn), (toy.answers + 5) % p, by_hours),
+        "add97_turn_answer_by_5": (mi.Rotate(circle, turn, centre=hours.mean), (toy.answers + 5) % p, by_hours),
         "add97_answer_circle_mean": (mi.Ablate(circle, to=hours.mean), toy.answers, by_hours),
         "add97_contrastive_zero": (mi.Ablate(means.subspace(rank=20, name="contrastive SVD")), toy.answers, by_class),
     }

@@ -8,7 +8,7 @@ gives the rows of the batch (`rows`); gradients flow; half precision is computed
                                            to = 0), mean, resample and reference ablation, activation patching,
                                            writing with `Fit.predict`; s = 2 reflects
     Add      x' = x + s v                  activation addition
-    Rotate   x' = x + Q (R(sθ) - I) Qᵀ x   rotation in consecutive planes of the basis
+    Rotate   x' = x + Q (R(sθ) - I) Qᵀ (x - c)   rotation in consecutive planes of the basis
     Erase    x' = x - s W Rᵀ (x - c)       oblique erasure, such as LEACE (Belrose et al. 2023, arXiv 2306.03819)
 
 ``edit.at("blocks.1.hook_resid_post", pos=-1)`` says where: a list of (name, hook) for ``fwd_hooks=``, `attached`,
@@ -175,12 +175,14 @@ class Rotate(Intervention):
     """Turn x by ``angle`` radians times ``strength`` in each plane (columns 0-1, 2-3, ...) of an even-rank subspace.
 
     On an answer circle with the planes of several frequencies, ``angle`` is one number a plane: 2πk δ / p turns the
-    answer by δ.
+    answer by δ. Activations circle around their mean, not around zero, so give it as ``centre`` ``[d]``: turned about
+    zero, a model with a large mean loses it.
     """
 
     subspace: Subspace
     angle: Strength
     strength: int | float = 1.0
+    centre: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.subspace.rank % 2:
@@ -192,11 +194,15 @@ class Rotate(Intervention):
                 f"angle has shape {list(angle.shape)}: one number, or one for each of the {planes} planes."
             )
         object.__setattr__(self, "angle", angle)
+        if self.centre is not None:
+            object.__setattr__(self, "centre", torch.as_tensor(self.centre).to(torch.float64))
+            if self.centre.shape != (self.subspace.d,):
+                raise ValueError(f"centre has shape {list(self.centre.shape)}; [d] = [{self.subspace.d}] is needed.")
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         """Return x turned in the planes of the subspace."""
         y = working(x)
-        coords = self.subspace.coords(y).unflatten(-1, (-1, 2))
+        coords = self.subspace.coords(y if self.centre is None else y - self.centre.to(y)).unflatten(-1, (-1, 2))
         angle = (self.angle * self.strength).to(y.device)  # type: ignore[union-attr]
         cos, sin = angle.cos().to(y.dtype), angle.sin().to(y.dtype)
         u, v = coords.unbind(-1)
@@ -205,9 +211,10 @@ class Rotate(Intervention):
 
     @property
     def laws(self) -> frozenset[str]:
-        """A rotation is linear and keeps norms; it is idempotent only when it turns by nothing."""
+        """About zero it is linear and keeps norms; it is idempotent only when it turns by nothing."""
         nothing = not torch.remainder(self.angle * self.strength, 2 * torch.pi).any()  # type: ignore[arg-type]
-        return frozenset({"linear", "norm_preserving", "bakeable"} | ({"idempotent"} if nothing else set()))
+        about_zero = {"linear", "norm_preserving"} if nothing or self.centre is None else set()
+        return frozenset({"bakeable"} | about_zero | ({"idempotent"} if nothing else set()))
 
     @property
     def rank(self) -> int | None:
@@ -215,7 +222,8 @@ class Rotate(Intervention):
         return self.subspace.rank
 
     def __repr__(self) -> str:
-        return f"Rotate({self.subspace.rank // 2} planes of {self.subspace.d}{_strength(self.strength)})"
+        about = "" if self.centre is None else f", about {_shape(self.centre)}"
+        return f"Rotate({self.subspace.rank // 2} planes of {self.subspace.d}{about}{_strength(self.strength)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

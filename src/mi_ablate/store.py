@@ -26,7 +26,7 @@ FORMAT = "mi_ablate interventions 1"
 _FIELDS: dict[type[Intervention], tuple[str, ...]] = {
     Ablate: ("subspace", "to", "strength", "keep", "gate"),
     Add: ("vector", "strength"),
-    Rotate: ("subspace", "angle", "strength"),
+    Rotate: ("subspace", "angle", "strength", "centre"),
     Erase: ("writer", "reader", "centre", "strength"),
 }
 _CLASSES = {cls.__name__: cls for cls in _FIELDS}

@@ -76,7 +76,7 @@ def _constant_edits(task: Task, acts: Tensor, frequencies: list[int], draws: int
     ]
     if planes.rank == 2 * len(frequencies):
         angle = 2 * torch.pi * torch.tensor(frequencies, dtype=torch.float64) / task.period
-        edits = [(f"turned by +{d}", Rotate(planes, angle * d), d) for d in SHIFTS] + edits
+        edits = [(f"turned by +{d}", Rotate(planes, angle * d, centre=found.mean), d) for d in SHIFTS] + edits
     for label, edit, shift in edits:
         answers = task.tokens_of[(task.values + shift) % task.period]
         hooks = edit.at(where, pos=-1)
