@@ -548,6 +548,10 @@ def test_where_must_be_said_once(model, prompts, answers) -> None:
         removal_curve(model, prompts, {}, metric)
     with pytest.raises(KeyError, match="Nearest names"):
         removal_curve(model, prompts, S, metric, at="blocks.9.hook_resid_post")
+    with pytest.raises(KeyError, match="'resid_post' is a pattern, not the name of one hook point"):
+        removal_curve(model, prompts, S, metric, at="resid_post")
+    with pytest.raises(KeyError, match="'resid_post' is a pattern, not the name of one hook point"):
+        effect(model, prompts, Ablate(S).at("resid_post"), metric)
 
 
 def test_progress_counts_every_point(model, prompts, answers) -> None:
@@ -605,6 +609,16 @@ def test_k_at_is_none_where_the_clean_value_is_below() -> None:
     assert curve([0.9, 0.9]).k_at(0.95, scale="absolute") is None
     assert curve([0.9, 0.99]).k_at(0.95, rule="hull", scale="absolute") is None
     assert "None" not in str(curve([0.9, 0.9]).k_at(0.95))
+
+
+def test_a_share_of_a_clean_value_that_is_not_positive_means_nothing(model, prompts) -> None:
+    """KL is 0 on the clean run: "at least 95 % of 0" would call every edit harmless."""
+    assert curve([0.0, 2.0, 3.0]).k_at(0.95) is None
+    assert curve([-1.0, -2.0]).k_at(0.95, run="edited") is None
+    assert curve([-1.0, -2.0]).k_at(-1.5, scale="absolute") == 0
+    measured = removal_curve(model, prompts, S, kl(), at=LAST, controls={})
+    assert "k@95% None" in repr(measured)
+    assert measured.values[-1] > 0.1
 
 
 def test_gaps_in_ks_are_not_filled_in() -> None:

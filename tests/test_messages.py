@@ -140,7 +140,7 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "frequencies": (
         lambda: fourier(NUMBERS, 8, [0, 4, 5]),
         ValueError,
-        "Frequencies [0, 5] lie outside 1 .. 4 for period 8.",
+        "Frequencies [0, 5] are not whole numbers from 1 to 4 (period 8).",
     ),
     "periods": (
         lambda: mi.helix(NUMBERS, [2, 0]),
@@ -324,6 +324,11 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 ILL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "half a frequency": (
+        lambda: fourier(NUMBERS, 8, [1.0, 1.5]),
+        ValueError,
+        "Frequencies [1.5] are not whole numbers from 1 to 4 (period 8).",
+    ),
     "basis of three axes": (
         lambda: Subspace(torch.zeros(2, 3, 4)),
         ValueError,

@@ -84,13 +84,16 @@ class Curve:
 
         Returns:
             An int with ``censored`` (never failed within the curve) and ``upper`` (the largest k not tested to fail, with
-            gaps in ks). None where the clean value itself is below the threshold.
+            gaps in ks). None where the clean value itself is below the threshold, or, with "relative", is not
+            positive: a share of it means nothing then (KL is 0 on the clean run).
 
         """
         if rule not in ("first", "hull") or scale not in ("relative", "absolute"):
             raise ValueError(f"rule={rule!r} is 'first' or 'hull'; scale={scale!r} is 'relative' or 'absolute'.")
         if run != "edited" and run not in self.controls:
             raise KeyError(f"The curve has no run {run!r}; it has 'edited' and {sorted(self.controls)}.")
+        if scale == "relative" and self.clean <= 0:
+            return None
         values = self.values if run == "edited" else self.controls[run].mean(0)
         passed = (values >= tau * (self.clean if scale == "relative" else 1.0)).tolist()
         if not passed[0]:

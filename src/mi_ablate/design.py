@@ -124,12 +124,15 @@ def fourier(
 
     On integers, k and period - k are the same pair; frequencies from 1 to period // 2 name each once.
     """
-    x, freqs = _reals(values), [int(k) for k in freqs]
+    x, asked = _reals(values), list(freqs)
+    freqs = [int(k) for k in asked]
     if not freqs:
         raise ValueError("fourier needs at least one frequency.")
-    wrong = [k for k in freqs if not 1 <= k <= period / 2]
+    wrong = [a for a, k in zip(asked, freqs) if a != k or not 1 <= k <= period / 2]
     if wrong:
-        raise ValueError(f"Frequencies {wrong[:5]} lie outside 1 .. {int(period // 2)} for period {period}.")
+        raise ValueError(
+            f"Frequencies {wrong[:5]} are not whole numbers from 1 to {int(period // 2)} (period {period})."
+        )
     return _circles([(f"{k}", x * k, period) for k in freqs], name)
 
 

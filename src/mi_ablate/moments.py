@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_ablate._names import checked
 from mi_ablate._positions import Pos
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Ablate, Erase, Intervention, Placed, Rotate
@@ -66,6 +67,7 @@ def site_moments(
     placed: dict[str, Placed] = {}
     found: dict[str, Moments] = {}
     for key, hook in _keyed(hooks):
+        checked(model, hook.name, model.hook_dict)
         if hook.name in known:
             found[key] = Moments().update(_part(known[hook.name], hook))
         else:
