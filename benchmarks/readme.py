@@ -15,10 +15,10 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 ABOUT = """Written by `python benchmarks/readme.py` from the cards in the files' headers.
 
-The four were trained by the first version of the trainer. Today's sums in another order (loss and gradients of a step agree to
-1e-5), and late training amplifies rounding: a rerun of add97 with the same seed grokked at step 2,000 instead of 1,800 and had
-no stable step within 5,000. So `mi-ablate train NAME` repeats a recipe, not these weights to the bit, and the recipe of add97
-now stops at its first stable step, 10,000 at most.
+add97 and nanda113 were trained by earlier versions of the trainer, which sums in another order (loss and gradients of a step
+agree to 1e-5), and late training amplifies rounding: a rerun of add97 with the same seed grokked at step 2,000 instead of
+1,800 and had no stable step within 5,000. So `mi-ablate train NAME` repeats a recipe, not these weights to the bit, and the
+recipe of add97 now stops at its first stable step, 10,000 at most.
 """
 ZOO = HERE.parent / "src" / "mi_ablate" / "toys" / "zoo"
 
