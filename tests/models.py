@@ -137,10 +137,11 @@ def random_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Any:
 
 def word_tokenizer(vocab: int) -> Any:
     """A stand-in tokenizer with the words w0 .. w{vocab-1}; padding is w1."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w1")
 
 

@@ -1,13 +1,16 @@
 """The main job, on an untrained toy for its shape and on trained ones for its numbers."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import mi_ablate as mi
+from browser import open_offline
 from mi_ablate.demo import page, take_apart
 from mi_ablate.demo.circle import answer_circle
 from mi_ablate.demo.task import task_of
@@ -69,6 +72,18 @@ def test_full_prints_an_estimate_first(untrained):
     lines: list[str] = []
     take_apart(untrained(), frequencies=3, draws=1, full=True, report=lines.append)
     assert any("estimate" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_page_opens_without_network_and_without_console_errors(untrained, tmp_path):
+    """MI_ABLATE_PAGE names a page to open instead of a small one, such as the one that `make demo` wrote."""
+    path = Path(
+        os.environ.get("MI_ABLATE_PAGE") or page.write(take_apart(untrained(), draws=1), tmp_path / "demo.html")
+    )
+    dom, log = open_offline(path, tmp_path / "profile", 1200)
+    assert [line for line in log.splitlines() if "CONSOLE" in line] == []
+    assert dom.count('class="main-svg"') >= 5
+    assert dom.count("<canvas") > 8
 
 
 @pytest.mark.compat

@@ -539,6 +539,27 @@ def test_left_padding_that_the_model_finds_by_itself(pad: int) -> None:
 
 
 @pytest.mark.compat
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["hooked", "bridge"])
+def test_text_that_the_model_pads_by_itself(kind: str, side: str) -> None:
+    """Several texts in one call: with padding on the left, position 1 of the short one is not position 1 of the tensor."""
+    if not (has_hooked_transformer() if kind == "hooked" else has_bridge()):
+        pytest.skip(f"this version has no {kind} model")
+    model = tiny() if kind == "hooked" else gpt2_bridge()
+    if kind == "hooked":
+        model.tokenizer = word_tokenizer(11)
+        model.cfg.tokenizer_prepends_bos = False
+    model.tokenizer.padding_side = side
+    texts = ["w3 w4 w5 w6", "w3 w7"]
+    hooks = Add(3 * draw(16, seed=8).to(model.cfg.dtype)).at(SITE, pos=1)
+    with attached(model, hooks), torch.no_grad():
+        together, alone = model(texts), model(texts[1])
+    n = alone.shape[1]
+    got = together[1, -n:] if side == "left" else together[1, :n]
+    assert (got - alone[0]).abs().max() < 1e-4
+
+
+@pytest.mark.compat
 def test_generation_in_inference_mode_leaves_nothing_that_autograd_refuses(model, tokens) -> None:
     """generate() runs in inference mode; a basis cast there once must still be usable for gradients."""
     edit = Ablate(Subspace.random(16, 3))

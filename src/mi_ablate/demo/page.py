@@ -28,7 +28,8 @@ SAYS = {
     "circle": (
         'At the last residual stream, the answer is a hand on several clocks. "+5": on every prompt the hand is replaced '
         "by the one of a + b + 5, predicted by a fit that has seen neither that answer nor any activation of it (thirds of "
-        'the answers). "Turned by +5" rotates each plane of frequency k by 2πk·5/p about the mean, one constant edit for all prompts. '
+        'the answers). "Turned by +5" rotates each plane of frequency k by 2πk·5/p about the mean, one '
+        "constant edit for all prompts. "
         "Accuracy is on the written answer; ablation is scored on the prompt's own.\n\n"
         'Controls: "shuffled labels" writes the values of a fit to shuffled rows into the same subspace. '
         '"Covariance-drawn" writes the right values into a random subspace of the same rank: where it works too, that '
