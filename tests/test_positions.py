@@ -560,6 +560,29 @@ def test_text_that_the_model_pads_by_itself(kind: str, side: str) -> None:
 
 
 @pytest.mark.compat
+@pytest.mark.parametrize("pos", [1, 6, slice(2, 6)], ids=str)
+@pytest.mark.parametrize("kind", ["hooked", "bridge"])
+def test_texts_of_different_lengths_generated_together(kind: str, pos: object) -> None:
+    if not has_bridge():
+        pytest.skip("TransformerLens 2.18 generates from padded prompts without masking the padding")
+    if kind == "hooked" and not has_hooked_transformer():
+        pytest.skip("HookedTransformer ended with TransformerLens 3.9")
+    model = tiny() if kind == "hooked" else gpt2_bridge()
+    if kind == "hooked":
+        model.tokenizer = word_tokenizer(11)
+        model.cfg.tokenizer_prepends_bos = False
+    texts = ["w3 w4 w5 w6", "w3 w7"]
+    arguments = {"max_new_tokens": 5, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    hooks = Add(6 * torch.linspace(-3, 2, 16).to(model.cfg.dtype) ** 2).at(SITE, pos=pos)
+    with attached(model, hooks):
+        together = model.generate(texts, return_type="tokens", **arguments)[:, -5:]
+    for row, text in zip(together, texts):
+        with attached(model, hooks):
+            alone = model.generate(text, return_type="tokens", **arguments)[0, -5:]
+        assert torch.equal(row, alone)
+
+
+@pytest.mark.compat
 def test_generation_in_inference_mode_leaves_nothing_that_autograd_refuses(model, tokens) -> None:
     """generate() runs in inference mode; a basis cast there once must still be usable for gradients."""
     edit = Ablate(Subspace.random(16, 3))
