@@ -113,7 +113,7 @@ def removal_rows(found: Demo, where: str) -> list[dict[str, Any]]:
             k = curve.k_at(tau)
             row[f"k@{tau:.0%}"] = "-" if k is None else str(k)
             if tau == 0.95 and k is not None:
-                row["variance removed there"] = float(curve.variance_removed["edited"][curve.ks.index(int(k))])
+                row["variance"] = float(curve.variance_removed["edited"][curve.ks.index(int(k))])
             for name in curve.controls:
                 row[f"k@{tau:.0%} {name}"] = str(
                     curve.k_at(tau, run=name) if curve.k_at(tau, run=name) is not None else "-"
@@ -130,10 +130,10 @@ def circle_rows(found: Demo) -> list[dict[str, Any]]:
         for name, scores in written["controls"].items():
             low, high = scores["low"], scores["high"]
             spread = "" if low == high else f" ({low:.3f} to {high:.3f})"
-            row[f"control: {name}"] = f"{scores['mean']:.3f}{spread}"
-        row["variance of the subspace"] = written["variance_removed"]["edited"]
+            row[name] = f"{scores['mean']:.3f}{spread}"
+        row["variance"] = written["variance_removed"]["edited"]
         rows.append(row)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = sorted(dict.fromkeys(key for row in rows for key in row), key=lambda name: name == "variance")
     return [{key: row.get(key, "") for key in columns} for row in rows]
 
 
