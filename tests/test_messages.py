@@ -456,6 +456,27 @@ def test_a_model_level_message_for_names(model, tokens) -> None:
         mi.collect(model, tokens, [])
 
 
+def test_per_example_values_say_how_many_examples_there_are(model, tokens) -> None:
+    first, n = "blocks.0.hook_resid_post", len(tokens)
+    right, wrong = (mi.accuracy(torch.zeros(k).long()) for k in (n, n + 1))
+    hooks = mi.Add(torch.zeros(16)).at(first, pos=-1)
+    rows = mi.Add(torch.zeros(n + 1, 16)).at(first, pos=-1)
+    for call, text in (
+        (lambda: mi.effect(model, tokens, hooks, wrong), "The metric has answers for 7 examples; there are 6 prompts."),
+        (
+            lambda: mi.effect(model, tokens, rows, right),
+            "vector at blocks.0.hook_resid_post has one value for each of 7 examples; there are 6 prompts.",
+        ),
+        (
+            lambda: mi.collect(model, tokens, first, pos=torch.zeros(n + 1).long()),
+            "pos gives a position for 7 examples; there are 6 prompts.",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert caught.value.args[0] == text
+
+
 def test_a_hook_name_is_a_string(unchecked, model) -> None:
     with (
         pytest.raises(

@@ -24,6 +24,8 @@ class PositionMetric:
     pos: int
     score: Callable[[Tensor, Tensor, Tensor], Tensor]
     needs_clean: bool = False
+    n: int | None = None
+    """How many examples it has answers for; None where it needs none."""
 
     def __call__(
         self,
@@ -44,7 +46,11 @@ class PositionMetric:
 def accuracy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     """Return 1.0 where the largest logit is the answer's, else 0.0."""
     answers = _answers(answers)
-    return PositionMetric("accuracy", pos, lambda x, _, rows: (x.argmax(-1) == _take(answers, rows)).to(x.dtype))
+
+    def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
+        return (x.argmax(-1) == _take(answers, rows)).to(x.dtype)
+
+    return PositionMetric("accuracy", pos, score, n=len(answers))
 
 
 def logit_diff(right: Int[Tensor, " n"], wrong: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
@@ -56,7 +62,7 @@ def logit_diff(right: Int[Tensor, " n"], wrong: Int[Tensor, " n"], pos: int = -1
         chosen = x.gather(1, pick)
         return chosen[:, 0] - chosen[:, 1]
 
-    return PositionMetric("logit_diff", pos, score)
+    return PositionMetric("logit_diff", pos, score, n=len(right))
 
 
 def cross_entropy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
@@ -66,6 +72,7 @@ def cross_entropy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
         "cross_entropy",
         pos,
         lambda x, _, rows: torch.nn.functional.cross_entropy(x, _take(answers, rows), reduction="none"),
+        n=len(answers),
     )
 
 

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from mi_ablate import _positions
 from mi_ablate._attach import Firing, Reader, attached
+from mi_ablate._broadcast import per_example
 from mi_ablate._names import deepest_block, last_residual, layer_of, resolve_all, sites, writers
+from mi_ablate._placed import Placed
 from mi_ablate._positions import Pos
 from mi_ablate._types import FwdHooks, Hook, HookedModel
 
 __all__ = [
     "Firing",
     "attached",
+    "check_rows",
     "collect",
     "default_batch_size",
     "last_residual",
@@ -43,6 +46,25 @@ _BUDGET = 2**25
 def rows_of(hooks: FwdHooks, index: Int[Tensor, " m"] | slice) -> FwdHooks:
     """Return the hooks for a batch of examples; functions without ``rows`` are the same for every batch."""
     return [(name, hook.rows(index) if hasattr(hook, "rows") else hook) for name, hook in hooks]
+
+
+def check_rows(hooks: FwdHooks, n: int) -> None:
+    """Refuse per-example values (``to``, ``strength``, ``gate``, ``vector``, ``pos``) for another number of prompts than n.
+
+    Batches take their rows by number, so values for other prompts would be cut or shifted without a word.
+    """
+    for name, hook in hooks:
+        if not isinstance(hook, Placed):
+            continue
+        values = {what: getattr(hook.intervention, what, None) for what in ("to", "strength", "gate", "vector")}
+        found = {
+            what: value.shape[0] for what, value in values.items() if isinstance(value, Tensor) and per_example(value)
+        }
+        if isinstance(hook.pos, Tensor) and hook.pos.ndim:
+            found["pos"] = len(hook.pos)
+        for what, count in found.items():
+            if count != n:
+                raise ValueError(f"{what} at {name} has one value for each of {count} examples; there are {n} prompts.")
 
 
 def stream(
@@ -92,6 +114,9 @@ def collect(
         KeyError: an unknown site. IndexError: a position out of range. ValueError: NaN or infinite activations.
 
     """
+    check_rows(list(hooks), len(tokens))
+    if isinstance(pos, Tensor) and pos.ndim and len(pos) != len(tokens):
+        raise ValueError(f"pos gives a position for {len(pos)} examples; there are {len(tokens)} prompts.")
     out: dict[str, Tensor] = {}
     done = 0
     for rows, acts in stream(model, split(model, tokens, attention_mask, batch_size), names, pos=pos, hooks=hooks):

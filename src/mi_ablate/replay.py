@@ -21,7 +21,7 @@ from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Placed
 from mi_ablate.metrics import PositionMetric
-from mi_ablate.model import attached, collect, default_batch_size, last_residual, rows_of, run, split
+from mi_ablate.model import attached, check_rows, collect, default_batch_size, last_residual, rows_of, run, split
 
 _SAME = 1e-4
 _CACHE = 2**28
@@ -42,6 +42,7 @@ class Replay:
 
     def logits(self, hooks: FwdHooks) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b p v"]]]:
         """Yield (rows, logits); the replayed positions end with the last one, so count from the end."""
+        check_rows(hooks, self.n)
         for rows, state, forward in self.batches:
             with torch.no_grad():
                 yield rows, forward(state, rows_of(hooks, rows))
@@ -73,6 +74,9 @@ def replay(
     batch_size: int | None = None,
 ) -> Replay:
     """Return the cheapest exact way to run ``model`` under ``hooks`` and others at the same sites and positions."""
+    check_rows(hooks, len(tokens))
+    if getattr(metric, "n", None) not in (None, len(tokens)):
+        raise ValueError(f"The metric has answers for {metric.n} examples; there are {len(tokens)} prompts.")  # type: ignore[attr-defined]
     last = (
         attention_mask is None
         and bool(hooks)
