@@ -18,7 +18,7 @@ ABOUT = """Written by `python benchmarks/readme.py` from the cards in the files'
 add97 and nanda113 were trained by earlier versions of the trainer, which sums in another order (loss and gradients of a step
 agree to 1e-5), and late training amplifies rounding: a rerun of add97 with the same seed grokked at step 2,000 instead of
 1,800 and had no stable step within 5,000. So `mi-ablate train NAME` repeats a recipe, not these weights to the bit, and the
-recipe of add97 now stops at its first stable step, 10,000 at most.
+recipe of add97 now stops at its first stable step, 10,000 at most (step 8,700 with today's trainer, held-out 0.9997).
 """
 ZOO = HERE.parent / "src" / "mi_ablate" / "toys" / "zoo"
 
