@@ -386,6 +386,13 @@ def test_no_control_is_said_so(model, prompts, answers) -> None:
     assert effect(model, prompts, Ablate(None).at(LAST, pos=-1), accuracy(answers)).controls == {}
 
 
+def test_a_plain_function_has_an_effect_and_no_known_variance(model, prompts, answers) -> None:
+    found = effect(model, prompts, [(LAST, lambda x, hook: 0.5 * x)], accuracy(answers))
+    assert found.controls == {}
+    assert math.isnan(found.variance_removed["edited"])
+    assert torch.equal(found.edited, whole_scores(model, prompts, [(LAST, lambda x, hook: 0.5 * x)], accuracy(answers)))
+
+
 def test_a_control_of_ones_own(model, prompts, answers) -> None:
     """Any function (hooks, seed) -> hooks; without the attribute `random` it is drawn as often as asked."""
     seeds = []

@@ -363,6 +363,14 @@ def test_per_example_values_align_with_heads_after_positions() -> None:
     assert torch.equal(out, ROWS[:, None, None].expand_as(x))
 
 
+def test_two_examples_are_per_example_and_one_is_the_same_for_all() -> None:
+    x = draw(2, P, D, seed=27)
+    pair, single = Ablate(None, ROWS[:2]), Ablate(None, ROWS[:1])
+    for index in (torch.tensor([1]), torch.tensor([1, 0])):
+        assert torch.equal(pair.rows(index)(x[index]), pair(x)[index])
+        assert torch.equal(single.rows(index)(x[index]), ROWS[:1, None].expand(len(index), P, D))
+
+
 def test_examples_align_on_the_left_even_when_positions_are_as_many() -> None:
     x = draw(N, N, D, seed=26)
     assert torch.equal(Ablate(None, ROWS)(x), ROWS[:, None].expand_as(x))

@@ -228,6 +228,12 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "to of shape [3, 1, 6] does not fit activations [4, 5, 6]: [d] is the same for all, and the first axis of "
         "anything larger counts the examples of the batch.",
     ),
+    "width of strength": (
+        lambda: Ablate(S, strength=torch.ones(4, 2))(X),
+        ValueError,
+        "strength of shape [4, 1, 2] does not fit activations [4, 5, 1]: [d] is the same for all, and the first axis of "
+        "anything larger counts the examples of the batch.",
+    ),
     "odd rank": (
         lambda: Rotate(S, 0.5),
         ValueError,
