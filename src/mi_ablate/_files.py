@@ -23,12 +23,17 @@ def write(path: str | Path, tensors: dict[str, Tensor], card: dict[str, Any]) ->
     """Write ``tensors`` and ``card`` atomically to ``path`` and return it. Tensors are stored contiguous, on the CPU."""
     from safetensors.torch import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = save(
         {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()},
         metadata={CARD: json.dumps(card, sort_keys=True, allow_nan=False)},
     )
+    return replace(path, body)
+
+
+def replace(path: str | Path, body: bytes) -> Path:
+    """Write ``body`` to ``path`` through a temporary file in the same folder, so that the old file or the new one is there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -9,15 +9,14 @@ security policy forbids every request to the network. The same sections give the
 
 import html
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from mi_ablate._files import replace
 from mi_ablate._page import DRAW, PAGE, STYLE
 
 CONTENTS_FROM = 4
@@ -80,7 +79,7 @@ def page(
         "sections": "\n".join(bodies),
         "footer": _footer(footer),
     }
-    return _replace(path, Template(PAGE).substitute(values))
+    return replace(path, Template(PAGE).substitute(values).encode())
 
 
 class _Parts:
@@ -201,18 +200,3 @@ def _scripts(parts: _Parts) -> str:
 
         scripts.append(bundle())
     return "\n".join(f"<script>{script}</script>" for script in scripts)
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write beside the page, then rename: a killed process leaves the old page or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
