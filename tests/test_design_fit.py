@@ -70,6 +70,14 @@ def test_a_polynomial_on_a_domain_continues_outside_the_examples() -> None:
     assert torch.allclose(low, high[:3])
 
 
+def test_periods_below_one_and_between_integers() -> None:
+    x = torch.tensor([0.0, 0.125, 0.25])
+    assert torch.allclose(
+        helix(x, (0.5,)).matrix[:, 1], torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64), atol=1e-15
+    )
+    assert helix(x, (0.5, 2.5)).labels[1:] == ("a:cos 0.5", "a:sin 0.5", "a:cos 2.5", "a:sin 2.5")
+
+
 def test_large_numbers_keep_their_phase() -> None:
     """cos(2 pi 10^9 / 10) is 1: the angle is reduced before it is multiplied by 2 pi."""
     assert torch.allclose(helix([10**9, 10**9 + 5], (10,)).matrix[:, 1], torch.tensor([1.0, -1.0], dtype=torch.float64))

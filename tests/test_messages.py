@@ -104,6 +104,11 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "Columns of the same name: ['a:linear']. Give one of the designs another name=.",
     ),
+    "some labels clash": (
+        lambda: linear(NUMBERS) | fourier(NUMBERS, 8, [1]) | linear(NUMBERS),
+        ValueError,
+        "Columns of the same name: ['a:linear']. Give one of the designs another name=.",
+    ),
     "NaN design": (lambda: linear([1.0, float("nan")]), ValueError, "The design holds NaN or infinite values."),
     "lengths differ": (
         lambda: linear(NUMBERS) | linear(NUMBERS[:3], "b"),
