@@ -54,7 +54,7 @@ LONG_FILES: dict[str, int] = {}
 """Files above 300 lines, with a bound that they must not outgrow; an entry that is no longer needed fails."""
 LONG_FUNCTIONS: dict[str, int] = {}
 """Functions above 60 lines (docstring included)."""
-SHARED_NAMES = {"modular/spectrum.py"}
+SHARED_NAMES: set[str] = set()
 """Modules that share their name with a public function of their package."""
 
 
