@@ -26,7 +26,9 @@ print("fired", [f.fired for f in firings], "largest difference", float((same - l
 
 # %% Heads are addressed before W_O, neurons by number, several edits compose with +.
 edits = mi.Ablate(None).at("blocks.0.attn.hook_z", head=2) + mi.Ablate(None).at("blocks.1.mlp.hook_post", unit=[3, 17])
-print(mi.effect(model, tokens, edits, mi.accuracy(toy.answers), controls={}))
+with mi.attached(model, edits) as firings:
+    model(tokens[:100])
+print("fired", [f.fired for f in firings])
 
 # %% The same projection in the weights of every writer, with the proof.
 everywhere = mi.Ablate(directions[:2])

@@ -32,6 +32,8 @@ def has_bridge() -> bool:
 def data_folder() -> Path:
     """The folder of third-party inputs; the test that asks for it is skipped where it is absent."""
     folder = Path(os.environ.get("MI_ABLATE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir() and "MI_ABLATE_DATA" in os.environ:
+        pytest.fail(f"MI_ABLATE_DATA names {folder}, which is not a folder; unset it to skip these tests.")
     if not folder.is_dir():
         pytest.skip("no third-party inputs: MI_ABLATE_DATA is not set and ../shared/data is not there")
     return folder
