@@ -33,8 +33,9 @@ class Data:
 
     def __init__(self, settings: TrainConfig, device: str) -> None:
         config = settings.config
+        seed = settings.seed if settings.split_seed is None else settings.split_seed
         self.config = config
-        self.mask: Bool[Tensor, " n"] = tasks.split(config, settings.train_fraction, settings.split_seed)
+        self.mask: Bool[Tensor, " n"] = tasks.split(config, settings.train_fraction, seed)
         self.tokens, self.answers = tasks.all_tokens(config).to(device), tasks.answers(config).to(device)
         chosen = self.mask.nonzero()[:, 0].to(device)
         self.train_tokens, self.train_answers = self.tokens[chosen], self.answers[chosen]

@@ -29,7 +29,8 @@ class TrainConfig:
     seed: int = 0
     """Of the initial weights and of the batches."""
     train_fraction: int | float = 0.3
-    split_seed: int = 0
+    split_seed: int | None = 0
+    """Of the draw of the training pairs; None takes ``seed``."""
     learning_rate: int | float = 1e-3
     betas: tuple[int | float, int | float] = (0.9, 0.98)
     weight_decay: int | float = 1.0
@@ -43,9 +44,12 @@ class TrainConfig:
     1)/sqrt(d_vocab)."""
     stop_when_stable_for: int | None = None
     """Stop early once held-out accuracy was at least 0.99 at every evaluation of so many steps."""
+    keep_steps: tuple[int, ...] = ()
+    """Also keep the weights of the stable step nearest to each of these (see `toys.kept`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "keep_steps", tuple(self.keep_steps))
         if self.init not in INITS:
             raise ValueError(f"init {self.init!r} must be one of {INITS}.")
         for name in ("steps", "evaluate_every", "batch_size", "stop_when_stable_for"):
@@ -56,11 +60,17 @@ class TrainConfig:
             raise ValueError(
                 f"train_fraction {self.train_fraction} must lie between 0 and 1, so that pairs are held out."
             )
+        wrong = [k for k in self.keep_steps if k < 1 or k > self.steps or k % self.evaluate_every and k != self.steps]
+        if wrong:
+            raise ValueError(
+                f"keep_steps {wrong} must be evaluated steps: multiples of evaluate_every ({self.evaluate_every}) "
+                f"up to steps ({self.steps})."
+            )
         check(self.config)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` gives the value back."""
-        return {**asdict(self), "config": self.config.to_dict(), "betas": list(self.betas)}
+        return {**asdict(self), "config": self.config.to_dict(), "betas": list(self.betas), "keep_steps": list(self.keep_steps)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TrainConfig":

@@ -25,6 +25,7 @@ from .. import _files
 from . import tasks
 from .evaluation import MODEL_FORMAT, STABLE_RULE, Data, finished, measured, stable, versions
 from .forward import trained_names
+from .kept import keep
 from .recipes import TrainConfig, load_recipe
 from .stepper import Run, Stepper, initial_state, start, write_checkpoint
 
@@ -80,6 +81,8 @@ def train(
                 raise _not_finite(config, run.step, out)
             if stable(run.history):
                 run.stable_step, run.stable_state = run.step, run.stepper.state()
+            if config.keep_steps:
+                keep(config, out, run.step, run.stepper.state(), run.stable_step, run.stable_state)
             run.cpu_seconds = time.process_time() - clock
             done = run.step >= config.steps or finished(config, run.history)
             if done or run.step // checkpoint_every > before // checkpoint_every:
