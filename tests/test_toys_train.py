@@ -266,12 +266,12 @@ def rows(*accuracies: float) -> list[list[int | float]]:
 
 
 def test_stable_needs_a_thousand_steps() -> None:
-    assert not evaluation.stable(rows(*[1.0] * 10))
-    assert evaluation.stable(rows(0.0, *[1.0] * 10))
-    assert not evaluation.stable(rows(0.0, *[1.0] * 9, 0.98))
-    assert not evaluation.stable(rows(0.0, 0.98, *[1.0] * 9))
+    assert not evaluation.stable(rows(*[1.0] * 10), 1000)
+    assert evaluation.stable(rows(0.0, *[1.0] * 10), 1000)
+    assert not evaluation.stable(rows(0.0, *[1.0] * 9, 0.98), 1000)
+    assert not evaluation.stable(rows(0.0, 0.98, *[1.0] * 9), 1000)
     two = [[*row, 0.5] for row in rows(0.0, *[1.0] * 10)]
-    assert not evaluation.stable(two)
+    assert not evaluation.stable(two, 1000)
     wanting = replace(RUN, stop_when_stable_for=2000)
     assert not evaluation.finished(wanting, rows(0.0, *[1.0] * 19))
     assert evaluation.finished(wanting, rows(0.0, *[1.0] * 20))

@@ -20,11 +20,7 @@ from .forward import last_logits
 from .recipes import TrainConfig
 
 MODEL_FORMAT = "mi_ablate toy 1"
-GROKKED, STABLE, STABLE_STEPS = 0.95, 0.99, 1000
-STABLE_RULE = (
-    f"held-out accuracy (of the worst operation) >= {STABLE} at an evaluation and at all those of the "
-    f"{STABLE_STEPS} steps before it, the latest such step; the last step where there is none"
-)
+GROKKED, STABLE = 0.95, 0.99
 CHUNK, HISTORY_ROWS = 2048, 200
 
 
@@ -65,7 +61,15 @@ class Data:
         return [step, *mean, *(right / self.sizes)[:, 0].tolist()]
 
 
-def stable(history: list[list[int | float]], steps: int = STABLE_STEPS) -> bool:
+def stable_rule(settings: TrainConfig) -> str:
+    """Return, in words, which step's weights are kept."""
+    return (
+        f"held-out accuracy (of the worst operation) >= {STABLE} at an evaluation and at all those of the "
+        f"{settings.stable_steps} steps before it, the latest such step; the last step where there is none"
+    )
+
+
+def stable(history: list[list[int | float]], steps: int) -> bool:
     """Whether the worst operation's held-out accuracy was high enough over the last ``steps`` steps."""
     window = [row for row in history if row[0] > history[-1][0] - steps]
     return history[-1][0] >= steps and all(min(row[5:]) >= STABLE for row in window)

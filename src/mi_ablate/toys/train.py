@@ -3,7 +3,7 @@
 AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") on the cross-entropy at the last
 position, with weight decay on every trained parameter and a linear warm-up whose first step has rate 0 (Nanda
 et al. 2023, "Progress measures for grokking via mechanistic interpretability"). Accuracy dips for short
-spells after grokking, so the model that is kept is that of the latest stable step (`STABLE_RULE`), and its
+spells after grokking, so the model that is kept is that of the latest stable step (`evaluation.stable_rule`), and its
 card says so.
 
 Runs on one CPU repeat bit for bit, interrupted or not; other thread counts, devices and torch versions round
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import _files
 from . import tasks
-from .evaluation import MODEL_FORMAT, STABLE_RULE, Data, finished, measured, stable, versions
+from .evaluation import MODEL_FORMAT, Data, finished, measured, stable, stable_rule, versions
 from .forward import trained_names
 from .kept import keep
 from .recipes import TrainConfig, load_recipe
@@ -79,7 +79,7 @@ def train(
             run.history.append(data.row(run.step, run.stepper.params))
             if not math.isfinite(run.history[-1][1]):
                 raise _not_finite(config, run.step, out)
-            if stable(run.history):
+            if stable(run.history, config.stable_steps):
                 run.stable_step, run.stable_state = run.step, run.stepper.state()
             if config.keep_steps:
                 keep(config, out, run.step, run.stepper.state(), run.stable_step, run.stable_state)
@@ -163,7 +163,7 @@ def _card(
         "steps": run.step,
         "stable": run.stable_step is not None,
         "checkpoint_step": run.step if run.stable_step is None else run.stable_step,
-        "stable_rule": STABLE_RULE,
+        "stable_rule": stable_rule(config),
         "versions": versions(),
         "device": torch.device(device).type,
         "command": command,
