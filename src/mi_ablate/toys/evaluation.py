@@ -24,14 +24,19 @@ GROKKED, STABLE = 0.95, 0.99
 CHUNK, HISTORY_ROWS = 2048, 200
 
 
+def train_mask(settings: TrainConfig) -> Bool[Tensor, " n"]:
+    """Return which prompts a run with these settings trains on."""
+    seed = settings.seed if settings.split_seed is None else settings.split_seed
+    return tasks.split(settings.config, settings.train_fraction, seed)
+
+
 class Data:
     """All prompts of a task on one device, and which of them are trained on."""
 
     def __init__(self, settings: TrainConfig, device: str) -> None:
         config = settings.config
-        seed = settings.seed if settings.split_seed is None else settings.split_seed
         self.config = config
-        self.mask: Bool[Tensor, " n"] = tasks.split(config, settings.train_fraction, seed)
+        self.mask = train_mask(settings)
         self.tokens, self.answers = tasks.all_tokens(config).to(device), tasks.answers(config).to(device)
         chosen = self.mask.nonzero()[:, 0].to(device)
         self.train_tokens, self.train_answers = self.tokens[chosen], self.answers[chosen]
