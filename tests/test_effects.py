@@ -575,6 +575,121 @@ def test_many_sites_at_once(model, prompts, answers) -> None:
     assert last_residual(model) == LAST
 
 
+# Norms frozen at the clean run
+
+
+def frozen_by_hand(model, tokens: Tensor, hooks) -> Tensor:
+    """Logits under ``hooks`` with the scale of every norm, at every position, set to that of the clean run."""
+    names = [name for name in model.hook_dict if name.endswith("hook_scale")]
+    clean: dict[str, Tensor] = {}
+
+    def read(x: Tensor, hook) -> None:
+        clean[hook.name] = x.clone()
+
+    logits_with(model, tokens, [(name, read) for name in names])
+    return under(model, tokens, [*hooks, *((name, lambda x, hook: clean[hook.name]) for name in names)])
+
+
+def under(model, tokens: Tensor, hooks) -> Tensor:
+    with torch.no_grad(), attached(model, hooks):
+        return model(tokens)
+
+
+FROZEN = {
+    "readout": ((LAST,), -1),
+    "last position": ((FIRST, "blocks.1.hook_resid_mid"), -1),
+    "last position, in the block": (("blocks.0.hook_attn_out",), -1),
+    "last position, embedding": (("hook_embed",), -1),
+    "whole, an earlier position": (("blocks.0.hook_resid_mid", LAST), 2),
+    "whole, all positions": ((FIRST, LAST), None),
+}
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("place", sorted(FROZEN))
+def test_frozen_norms_are_those_of_a_clean_run(model, prompts, answers, place: str, ablation: str, batch_size) -> None:
+    (names, pos), metric = FROZEN[place], logit_diff(answers, (answers + 1) % 11)
+    arguments = {"at": names, "pos": pos, "ks": [4], "ablation": ablation, "seed": 3, "batch_size": batch_size}
+    curve = removal_curve(model, prompts, S, metric, norms="frozen", draws=2, **arguments)
+    expected = place.split(",")[0] if has_hooked_transformer() or place == "readout" else "whole"
+    assert (curve.replay, curve.norms) == (expected, "frozen")
+    acts = collect(model, prompts, list(names), pos=pos)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    for run, draws in {"edited": curve.values[None], **curve.controls}.items():
+        for seed, values in enumerate(draws):
+            hooks = []
+            for name in names:
+                mean = acts[name].flatten(0, -2).mean(0)
+                to = {"zero": None, "mean": mean, "resample": acts[name][order]}[ablation]
+                hooks += Ablate(S, to).at(name, pos=pos)
+            hooks = hooks if run == "edited" else getattr(controls, run)(acts)(hooks, seed)
+            logits = frozen_by_hand(model, prompts, hooks)
+            hand = metric(logits, None, torch.arange(40)).mean()
+            assert abs(float(values[1]) - float(hand)) < 1e-7  # roots of eigenvalues that are zero up to rounding
+            live = metric(under(model, prompts, hooks), None, torch.arange(40)).mean()
+            assert abs(float(live) - float(hand)) > 1e-6
+    assert "norms frozen" in repr(curve)
+    unfrozen = removal_curve(model, prompts, S, metric, draws=2, **arguments)
+    assert torch.equal(unfrozen.values[:1], curve.values[:1])
+    for run, removed in curve.variance_removed.items():
+        assert torch.equal(removed, unfrozen.variance_removed[run])
+
+
+def test_with_a_frozen_final_norm_the_readout_is_affine(model, prompts, answers) -> None:
+    """By the formula: logits fall by the removed part, centred, over the clean scale."""
+    acts = collect(model, prompts, LAST)[LAST]
+    centred = acts - acts.mean(1, keepdim=True)
+    scale = ((centred**2).mean(1, keepdim=True) + model.cfg.eps).sqrt()
+    part = acts @ S.basis @ S.basis.T
+    change = (part - part.mean(1, keepdim=True)) / scale * model.ln_final.w.detach() @ model.unembed.W_U.detach()
+    logits = logits_with(model, prompts)[:, -1] - change
+    wrong = (answers + 1) % 11
+    rows = torch.arange(40)
+    curve = removal_curve(model, prompts, S, logit_diff(answers, wrong), at=LAST, ks=[4], norms="frozen", controls={})
+    expected = (logits[rows, answers] - logits[rows, wrong]).mean()
+    assert abs(float(curve.values[1]) - float(expected)) < 1e-9
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("at", [LAST, FIRST])
+def test_without_norms_frozen_is_live(prompts, answers, at: str) -> None:
+    bare = tiny(norm=None)
+    live, frozen = (
+        removal_curve(bare, prompts, S, cross_entropy(answers), at=at, draws=2, norms=norms)
+        for norms in ("live", "frozen")
+    )
+    assert torch.equal(live.values, frozen.values)
+    assert all(torch.equal(live.controls[name], frozen.controls[name]) for name in live.controls)
+
+
+def test_frozen_norms_where_other_positions_feel_the_edit(answers) -> None:
+    both_ways = tiny(attention_dir="bidirectional")
+    tokens, metric = tokens_for(both_ways, 40, 5), logit_diff(answers, (answers + 1) % 11)
+    curve = removal_curve(both_ways, tokens, S, metric, at=FIRST, ks=[4], norms="frozen", controls={})
+    logits = frozen_by_hand(both_ways, tokens, Ablate(S).at(FIRST, pos=-1))
+    assert abs(float(curve.values[1]) - float(metric(logits, None, torch.arange(40)).mean())) < 1e-9
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_frozen_norms_of_every_family(name: str, answers) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("HookedTransformer families")
+    other = family(name)
+    tokens, metric = tokens_for(other, 40, 5), logit_diff(answers, (answers + 1) % 11)
+    for at in (FIRST, "hook_embed", LAST):
+        curve = removal_curve(other, tokens, S, metric, at=at, ks=[4], norms="frozen", controls={})
+        logits = frozen_by_hand(other, tokens, Ablate(S).at(at, pos=-1))
+        assert abs(float(curve.values[1]) - float(metric(logits, None, torch.arange(40)).mean())) < 1e-9
+
+
+def test_norms_are_live_or_frozen(model, prompts, answers) -> None:
+    with pytest.raises(ValueError, match=r"norms='cold' must be 'live' or 'frozen' \(downstream norms keep the scale"):
+        removal_curve(model, prompts, S, accuracy(answers), at=LAST, norms="cold")
+    assert removal_curve(model, prompts, S, accuracy(answers), at=LAST, ks=[1], controls={}).norms == "live"
+
+
 # k_at
 
 

@@ -2,28 +2,25 @@
 
 A removal curve at the last residual mostly says how the readout is spread; the top principal components often give the
 same k. Curves need not be monotone (Zhong et al.'s Model A: 1.00, 0.57, 0.999, 0.40 for k = 0..3), so the rule is part of
-`Curve.k_at`'s answer.
+`Curve.k_at`'s answer. With ``norms="frozen"`` the removal cannot act through the statistics of the norms downstream: a
+curve that then falls later was partly the work of a changed scale.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_ablate._norms import frozen_norms
 from mi_ablate._positions import Pos
-from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.controls import from_moments
+from mi_ablate._types import HookedModel
+from mi_ablate._walks import Walks, default_controls, ks_of, places_of, removal_of, targets_of
 from mi_ablate.effects import Controls, clean_logits, draws_of, name_of
-from mi_ablate.interventions import Ablate
-from mi_ablate.model import collect
-from mi_ablate.moments import Moments, site_moments, variance_removed
-from mi_ablate.replay import Replay, replay
+from mi_ablate.moments import site_moments
+from mi_ablate.replay import replay
 from mi_ablate.subspace import Subspace
-
-ABLATIONS = ("zero", "mean", "resample")
 
 
 class Survived(int):
@@ -64,6 +61,8 @@ class Curve:
     replay: str
     """Which part of the model ran again for each point: see `mi_ablate.replay`."""
     step: int = 1
+    norms: str = "live"
+    """"live", or "frozen": norms downstream of the edit kept each prompt's clean scale."""
 
     @property
     def clean(self) -> float:
@@ -135,7 +134,8 @@ class Curve:
         ends = f"k@95% {self.k_at(0.95)}, k@50% {self.k_at(0.5)}"
         where = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
         controls = ", ".join(f"{name} {self.k_at(0.95, run=name)}" for name in self.controls) or "no control"
-        return f"Curve({self.metric}, {self.ablation}, {where}, k 0-{self.ks[-1]}: {ends}; k@95% of {controls})"
+        frozen = ", norms frozen" if self.norms == "frozen" else ""
+        return f"Curve({self.metric}, {self.ablation}{frozen}, {where}, k 0-{self.ks[-1]}: {ends}; k@95% of {controls})"
 
 
 def removal_curve(
@@ -149,6 +149,7 @@ def removal_curve(
     ks: Sequence[int] | None = None,
     step: int = 1,
     ablation: str = "zero",
+    norms: str = "live",
     controls: Controls | None = None,
     attention_mask: Int[Tensor, "n p"] | Bool[Tensor, "n p"] | None = None,
     batch_size: int | None = None,
@@ -168,6 +169,8 @@ def removal_curve(
         ks: which k to measure; 0, step, 2 step, ... up to the rank by default. k = 0 is always added.
         step: 2 removes planes, such as the cos and sin of a frequency, whose order within the pair is arbitrary.
         ablation: "zero"; "mean" of the activations at the site; "resample" from another prompt (a seeded permutation).
+        norms: "live"; "frozen": every norm downstream keeps each prompt's scale (``hook_scale``) of the clean run, under
+            the controls too. LayerNorm's centring is linear and is not frozen.
         controls: as in `effect`.
         attention_mask: 1 for real tokens.
         batch_size: rows a pass.
@@ -176,111 +179,21 @@ def removal_curve(
         progress: called with (points done, points in all).
 
     """
-    places = _places(subspace, at)
-    ks = _ks(places, ks, step)
-    smallest = _removal(places, ks[1], pos, None)
+    places = places_of(subspace, at)
+    ks = ks_of(places, ks, step)
+    smallest = removal_of(places, ks[1], pos, None)
     runs = replay(model, tokens, smallest, metric, attention_mask=attention_mask, batch_size=batch_size)
     moments = site_moments(model, tokens, smallest, attention_mask, batch_size, runs.acts)
-    targets = _targets(model, tokens, places, ablation, pos, attention_mask, batch_size, moments, seed)
-    treatment = {k: _removal(places, k, pos, targets) for k in ks[1:]}
-    if controls is None:
-        controls = {kind: from_moments(kind, moments) for kind in ("covariance", "pca")}
-    reference = clean_logits(runs, metric)
-    walks = _Walks(runs, metric, reference, moments, progress)
+    targets = targets_of(model, tokens, places, ablation, pos, attention_mask, batch_size, moments, seed)
+    frozen = frozen_norms(norms, model, tokens, smallest, attention_mask, batch_size)
+    treatment = [removal_of(places, k, pos, targets) for k in ks[1:]]
+    controls = default_controls(moments) if controls is None else controls
+    walks = Walks(runs, metric, clean_logits(runs, metric), moments, progress, frozen)
     walks.total = (len(ks) - 1) * (1 + sum(draws_of(c, draws) for c in controls.values()))
-    values, removed = walks.walk(treatment.values())
+    values, removed = walks.walk(treatment)
     scores, shares = {}, {"edited": removed}
     for name, control in controls.items():
-        drawn = [walks.walk(control(edit, s) for edit in treatment.values()) for s in range(draws_of(control, draws))]
-        scores[name] = torch.stack([w[0] for w in drawn])
-        shares[name] = torch.stack([w[1] for w in drawn]).mean(0)
+        scores[name], shares[name] = walks.drawn(control, treatment, draws_of(control, draws))
     return Curve(
-        name_of(metric), tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step
+        name_of(metric), tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step, norms
     )
-
-
-@dataclass
-class _Walks:
-    """Measures one list of edits after another, and says how far it is."""
-
-    runs: Replay
-    metric: Callable[..., Tensor]
-    reference: list[Tensor] | None
-    moments: dict[str, Moments]
-    progress: Callable[[int, int], None] | None
-    total: int = 0
-    done: int = 0
-
-    def walk(self, edits: Iterable[FwdHooks]) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-        """Return the mean metric and the variance removed, clean first."""
-        values, removed = [self._score([])], [0.0]
-        for edit in edits:
-            values.append(self._score(edit))
-            removed.append(variance_removed(edit, self.moments))
-            self.done += 1
-            if self.progress is not None:
-                self.progress(self.done, self.total)
-        return torch.tensor(values, dtype=torch.float64), torch.tensor(removed, dtype=torch.float64)
-
-    def _score(self, edit: FwdHooks) -> float:
-        return float(self.runs.score(edit, self.metric, self.reference).mean())
-
-
-def _places(subspace: Subspace | Mapping[str, Subspace], at: str | Sequence[str] | None) -> dict[str, Subspace]:
-    if isinstance(subspace, Mapping):
-        if at is not None:
-            raise ValueError("A mapping names its own sites; leave at= out, or give one Subspace.")
-        if not subspace:
-            raise ValueError("The mapping of sites to subspaces is empty.")
-        return dict(subspace)
-    if at is None:
-        raise ValueError(
-            "One Subspace needs at=: the hook names where it is removed, such as 'blocks.1.hook_resid_post'."
-        )
-    return dict.fromkeys([at] if isinstance(at, str) else list(at), subspace)
-
-
-def _ks(places: dict[str, Subspace], ks: Sequence[int] | None, step: int) -> list[int]:
-    most = max(s.rank for s in places.values())
-    if step < 1:
-        raise ValueError(f"step={step}: at least 1; 2 removes planes.")
-    chosen = sorted({0, *(range(0, most + 1, step) if ks is None else ks)})
-    if chosen[0] < 0 or chosen[-1] > most:
-        raise ValueError(f"ks run from {chosen[0]} to {chosen[-1]}; the subspace has rank {most}, so 0 to {most}.")
-    if any(k % step for k in chosen):
-        raise ValueError(
-            f"ks {[k for k in chosen if k % step][:4]} are not multiples of step={step}: planes stay whole."
-        )
-    if len(chosen) < 2:
-        raise ValueError(f"ks={ks!r} and step={step} leave no k above 0 of a subspace of rank {most}.")
-    return chosen
-
-
-def _removal(places: dict[str, Subspace], k: int, pos: Pos, targets: dict[str, Tensor] | None) -> FwdHooks:
-    hooks: FwdHooks = []
-    for name, s in places.items():
-        to = None if targets is None else targets[name]
-        hooks += Ablate(s[: min(k, s.rank)], to).at(name, pos=pos)
-    return hooks
-
-
-def _targets(
-    model: HookedModel,
-    tokens: Tensor,
-    places: dict[str, Subspace],
-    ablation: str,
-    pos: Pos,
-    mask: Tensor | None,
-    batch_size: int | None,
-    moments: dict[str, Moments],
-    seed: int,
-) -> dict[str, Tensor] | None:
-    if ablation not in ABLATIONS:
-        raise ValueError(f"ablation={ablation!r} must be one of {ABLATIONS}.")
-    if ablation == "zero":
-        return None
-    if ablation == "mean":
-        return {name: moments[name].mean for name in places}  # type: ignore[misc]
-    acts = collect(model, tokens, list(places), pos=pos, attention_mask=mask, batch_size=batch_size)
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-    return {name: acts[name][order] for name in places}

@@ -2,14 +2,15 @@
 
 Three ways, tried in this order; each but the last is checked against an ordinary pass before it is used:
 
-- readout: all edits are at the last residual stream. Its activations are kept, and only the final norm and the
-  unembedding run again.
+- readout: all edits are at the last residual stream (the final norm's scale may be set too). Its activations are kept,
+  and only the final norm and the unembedding run again.
 - last position: all edits, and the metric, are at the last position of a causal HookedTransformer without padding.
   The keys and values of the earlier positions are kept (a frozen KV cache), and one position runs again.
 - whole: the whole forward pass.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,10 +117,13 @@ def _readout(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | Non
     norm = getattr(model, "ln_final", None) if model.cfg.normalization_type is not None else None
 
     def logits(x: Tensor, edits: FwdHooks) -> Tensor:
-        for _, hook in edits:
-            out = hook.edit(x, None, Window()) if isinstance(hook, Placed) else hook(x)
-            x = x if out is None else out
-        return model.unembed(x if norm is None else norm(x))
+        for site, hook in edits:
+            if site == name:
+                out = hook.edit(x, None, Window()) if isinstance(hook, Placed) else hook(x)
+                x = x if out is None else out
+        after = [edit for edit in edits if edit[0] != name]
+        with attached(model, after) if after else nullcontext():
+            return model.unembed(x if norm is None else norm(x))
 
     acts = collect(model, tokens, name, pos=-1, batch_size=batch_size)[name][:, None]
     probe = slice(0, min(8, len(tokens)))
