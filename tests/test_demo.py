@@ -13,7 +13,7 @@ import mi_ablate as mi
 from browser import open_offline
 from mi_ablate.demo import page, take_apart
 from mi_ablate.demo.circle import answer_circle
-from mi_ablate.demo.task import task_of
+from mi_ablate.measures.task import task_of
 from models import data_folder
 
 

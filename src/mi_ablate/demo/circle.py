@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mi_ablate import controls
-from mi_ablate.demo.task import Task, hours
 from mi_ablate.effects import Effect, effect
 from mi_ablate.interventions import Ablate, Intervention, Rotate
+from mi_ablate.measures.circle import write
+from mi_ablate.measures.task import Task, hours
 from mi_ablate.metrics import accuracy
 from mi_ablate.model import last_residual
 from mi_ablate.regression import fit
@@ -48,21 +49,9 @@ def _write(
     seen = third[task.values] != fold
     here = third[target] == fold
     design = hours(task, task.values[seen], frequencies)
-    known = fit(acts[seen], design)
-    wanted = hours(task, target[here], frequencies)
-    edit = Ablate(known.subspace(name="answer circle"), to=known.predict(wanted))
+    known, rows = fit(acts[seen], design), torch.nonzero(here).flatten()
     drawn = controls.covariance(acts)
-    return effect(
-        task.toy.model,
-        task.tokens[here],
-        edit.at(last_residual(task.toy.model), pos=-1),
-        accuracy(task.tokens_of[target[here]]),
-        controls={
-            "shuffled labels": controls.shuffled(acts[seen], design, wanted),
-            "covariance-drawn": drawn,
-        },
-        draws=draws,
-    )
+    return write(task, rows, target[here], frequencies, (acts[seen], design), known, drawn, draws)
 
 
 def _constant_edits(task: Task, acts: Tensor, frequencies: list[int], draws: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mi_ablate.curves import Curve
 from mi_ablate.demo.circle import answer_circle, picture
 from mi_ablate.demo.removal import at_every_site, at_last_residual
-from mi_ablate.demo.task import Task, accuracies, number_embedding, task_of
+from mi_ablate.measures.task import Task, accuracies, number_embedding, task_of
 from mi_ablate.model import collect, last_residual, sites
 from mi_ablate.modular import spectrum
 from mi_ablate.toys.checkpoints import Toy

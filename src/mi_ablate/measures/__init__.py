@@ -1,0 +1,18 @@
+"""What a study needs to know about one trained toy, as JSON: scores, spectra, geometry, removal, overlap, writing.
+
+One protocol for all measures. Bases, and the controls' covariances, are fitted on **training pairs**; edits are scored
+on **1,000 held-out pairs** (a seeded draw; all where there are fewer), at the last position. Random controls have 5
+draws. "Every site" is the residual stream after the first attention and after everything later, each with a basis of its
+own. Multiplication lives on exponents of a primitive root, pairs with a zero apart (accuracy counts them). Every value
+is ``{operation: ...}``, floats have five digits, and None stands for what cannot be computed: no basis in a collapsed
+model, no group spectrum where answers are missing, nothing at all of weights that are not finite.
+
+When these mislead: thresholds on a curve depend on the ablation, on whether the norms' scales may react, and on what the
+threshold is a share of, so each k is given in all of these readings, beside the k of its controls. Training pairs that
+were memorised span other directions than held-out ones. One checkpoint is one sample: intervals belong over seeds.
+"""
+
+from mi_ablate.measures.registry import MEASURES, VERSION, measure
+from mi_ablate.measures.subject import Subject
+
+__all__ = ["MEASURES", "VERSION", "Subject", "measure"]

@@ -1,0 +1,73 @@
+"""How many directions can be removed before the model fails: at the last residual, at every site, and beside others.
+
+The curve of directions says how the answer's variance is spread. Its controls decide whether the directions are special:
+covariance-drawn subspaces and the top principal components, from the same training pairs. Single directions within a
+frequency are arbitrary, so frequency planes are removed whole as well.
+"""
+
+from typing import Any
+
+from mi_ablate.curves import removal_curve
+from mi_ablate.measures.bases import SPARSE
+from mi_ablate.measures.plain import curve_json
+from mi_ablate.measures.subject import DIRECTIONS, DRAWS, Operation
+from mi_ablate.subspace import Subspace
+
+ABLATIONS, NORMS = ("zero", "mean", "resample"), ("live", "frozen")
+
+
+def last_residual(one: Operation) -> dict[str, Any] | None:
+    """Curves at the last residual: ``["directions"][ablation][norms]`` and ``["planes"][ablation]``."""
+    if not one.measurable or one.bases is None:
+        return None
+    basis = one.bases[one.last]
+    directions = _curves(one, {one.last: basis}, range(min(DIRECTIONS, basis.rank) + 1))
+    whole: dict[str, Any] | None = None
+    if one.planes is not None and one.planes.rank > 1:
+        ks = range(0, min(DIRECTIONS, one.planes.rank) // 2 * 2 + 1, 2)
+        whole = {
+            ablation: _curve(one, {one.last: one.planes}, ks, ablation, step=2, controls={}) for ablation in ABLATIONS
+        }
+    return {"directions": directions, "planes": whole}
+
+
+def every_site(one: Operation) -> dict[str, Any] | None:
+    """Curves with a basis of its own at each site after the first attention: ``[ablation][norms]``."""
+    if not one.measurable or one.bases is None:
+        return None
+    most = min(basis.rank for basis in one.bases.values())
+    return _curves(one, one.bases, [k for k in SPARSE if k <= most])
+
+
+def collateral(one: Operation) -> dict[str, Any] | None:
+    """Accuracy of each other operation while this one's leading directions are removed: ``[other][ablation]``.
+
+    Norms are live. "mean" keeps the mean of the other operation's held-out pairs. Controls are drawn from this
+    operation's activations.
+    """
+    others = [other for other in one.subject.operations.values() if other is not one]
+    if not others or not one.measurable or one.bases is None:
+        return None
+    basis, found = one.bases[one.last], {}
+    for other in others:
+        ks = range(min(DIRECTIONS, basis.rank) + 1)
+        curves = {a: _curve(other, {one.last: basis}, ks, a, controls=one.controls) for a in ("zero", "mean")}
+        found[other.name] = curves if other.measurable else None
+    return found
+
+
+def _curves(one: Operation, bases: dict[str, Subspace], ks: Any) -> dict[str, Any]:
+    """Every ablation, with live and with frozen norms; a model without norms is measured once."""
+    bare = one.subject.config.config.normalization is None
+    found: dict[str, Any] = {}
+    for ablation in ABLATIONS:
+        live = _curve(one, bases, ks, ablation, controls=one.controls)
+        frozen = live if bare else _curve(one, bases, ks, ablation, controls=one.controls, norms="frozen")
+        found[ablation] = dict(zip(NORMS, (live, frozen)))
+    return found
+
+
+def _curve(one: Operation, bases: dict[str, Subspace], ks: Any, ablation: str, **kw: Any) -> dict[str, Any]:
+    """The curve of an operation's held-out accuracy."""
+    model, tokens = one.task.toy.model, one.held_tokens
+    return curve_json(removal_curve(model, tokens, bases, one.metric, ks=ks, ablation=ablation, draws=DRAWS, **kw))
