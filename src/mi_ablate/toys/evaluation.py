@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import tasks
-from .forward import last_logits
+from .config import ToyConfig
+from .forward import Params, last_logits
 from .recipes import TrainConfig
 
 MODEL_FORMAT = "mi_ablate toy 1"
@@ -38,8 +39,8 @@ class Data:
         self.config = config
         self.mask = train_mask(settings)
         self.tokens, self.answers = tasks.all_tokens(config).to(device), tasks.answers(config).to(device)
-        chosen = self.mask.nonzero()[:, 0].to(device)
-        self.train_tokens, self.train_answers = self.tokens[chosen], self.answers[chosen]
+        self.chosen = self.mask.nonzero()[:, 0].to(device)
+        self.train_tokens, self.train_answers = self.tokens[self.chosen], self.answers[self.chosen]
         operation = torch.arange(len(self.mask)) // config.modulus**2
         groups = 2 * operation + self.mask
         self.members = F.one_hot(groups, 2 * len(config.operations)).T.to(device, torch.float64)
@@ -49,19 +50,19 @@ class Data:
         self, params: Mapping[str, Float[Tensor, "..."]]
     ) -> tuple[Float[Tensor, "op set"], Float[Tensor, "op set"]]:
         """Sums of the loss and of correct answers, held-out (0) and train (1), per operation, on the CPU."""
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(self.tokens), CHUNK):
-                logits = last_logits(self.config, params, self.tokens[start : start + CHUNK])
-                answers = self.answers[start : start + CHUNK]
-                loss = F.cross_entropy(logits, answers, reduction="none")
-                parts.append(torch.stack((loss, (logits.argmax(-1) == answers).to(loss.dtype)), 1))
-        sums = (self.members @ torch.cat(parts).double()).cpu().reshape(-1, 2, 2)
+        sums = self.sums(scores(self.config, params, self.tokens, self.answers)).cpu()
         return sums[..., 0], sums[..., 1]
+
+    def sums(self, scored: Float[Tensor, "n 2"]) -> Float[Tensor, "op set 2"]:
+        """Loss and correctness of every prompt, added up per operation and set, on the device."""
+        return (self.members @ scored.double()).reshape(-1, 2, 2)
 
     def row(self, step: int, params: Mapping[str, Float[Tensor, "..."]]) -> list[int | float]:
         """Step, train loss and accuracy, held-out loss and accuracy, then held-out accuracy per operation."""
-        loss, right = self.evaluate(params)
+        return self.row_of(step, *self.evaluate(params))
+
+    def row_of(self, step: int, loss: Float[Tensor, "op set"], right: Float[Tensor, "op set"]) -> list[int | float]:
+        """The same row from the sums that `evaluate` returns."""
         mean = [float(x.sum(0)[i] / self.sizes.sum(0)[i]) for i in (1, 0) for x in (loss, right)]
         return [step, *mean, *(right / self.sizes)[:, 0].tolist()]
 
@@ -72,6 +73,20 @@ def stable_rule(settings: TrainConfig) -> str:
         f"held-out accuracy (of the worst operation) >= {STABLE} at an evaluation and at all those of the "
         f"{settings.stable_steps} steps before it, the latest such step; the last step where there is none"
     )
+
+
+def scores(
+    config: ToyConfig, params: Params, tokens: Int[Tensor, "n pos"], answers: Int[Tensor, " n"]
+) -> Float[Tensor, "*model n 2"]:
+    """Loss of every prompt and whether it is answered right (1 or 0); of all models where ``params`` are a stack."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(tokens), CHUNK):
+            logits = last_logits(config, params, tokens[start : start + CHUNK])
+            right = answers[start : start + CHUNK].expand(logits.shape[:-1])
+            loss = F.cross_entropy(logits.flatten(0, -2), right.flatten(), reduction="none").view(right.shape)
+            parts.append(torch.stack((loss, (logits.argmax(-1) == right).to(loss.dtype)), -1))
+    return torch.cat(parts, -2)
 
 
 def stable(history: list[list[int | float]], steps: int) -> bool:

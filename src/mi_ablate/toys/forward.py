@@ -10,24 +10,26 @@ computed for the vocabulary; the last layer needs keys and values of every posit
 logits at the last only; and the first position attends to itself alone. For two layers of width 128, p = 97
 and 512 prompts that is 2.6 times fewer multiplications.
 
+Parameters with a leading axis ``model`` are a stack: every operation then does all models at once, each on its own
+prompts (tokens ``[model batch pos]``) or all on the same ones (tokens ``[batch pos]``).
+
 Misleads where: nothing but the last position comes out, and no hooks fire. Interventions belong to the
 HookedTransformer.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ._attend import Attend, Where, rows
 from .config import ToyConfig
 from .tasks import slots
 
 EPS = 1e-5
-Where = Int[Tensor, " _"] | slice
 Params = Mapping[str, Float[Tensor, "..."]]
 
 
@@ -93,16 +95,18 @@ class Prefixes:
     """Which row every prompt, and every row of a table, continues at the positions before it.
 
     Rows of all positions stand in one matrix, position by position. Tables (a row for each distinct prefix)
-    come first, because longer prefixes are more numerous; the last position has one row a prompt.
+    come first, because longer prefixes are more numerous; the last position has one row a prompt. Where models of a
+    stack have prompts of their own, an index counts through the rows of the models one after the other.
     """
 
-    def __init__(self, config: ToyConfig, tokens: Int[Tensor, "batch pos"]) -> None:
+    def __init__(self, config: ToyConfig, tokens: Int[Tensor, "*model batch pos"]) -> None:
         starts, self.sizes = zip(*slots(config))
-        self.tokens = [tokens[:, i] - start for i, start in enumerate(starts)]
-        counts = [math.prod(self.sizes[: i + 1]) for i in range(len(starts))]
-        self.is_table = [count < len(tokens) for count in counts[:-1]] + [False]
-        self.n_rows = [count if table else len(tokens) for count, table in zip(counts, self.is_table)]
+        self.tokens = [tokens[..., i] - start for i, start in enumerate(starts)]
+        counts, batch = [math.prod(self.sizes[: i + 1]) for i in range(len(starts))], tokens.shape[-2]
+        self.is_table = [count < batch for count in counts[:-1]] + [False]
+        self.n_rows = [count if table else batch for count, table in zip(counts, self.is_table)]
         self.device = tokens.device
+        self.model = torch.arange(len(tokens), device=self.device)[:, None] if tokens.ndim == 3 else None
 
     def seen(self, i: int, by_token: bool) -> list[Where]:
         """Where each row of position i finds positions 0 .. i: an index, or a slice (as many rows, or one).
@@ -112,30 +116,37 @@ class Prefixes:
         """
         found: list[Where] = []
         start, prefix = 0, torch.zeros((), dtype=torch.long, device=self.device)
+        height = sum(self.sizes if by_token else self.n_rows)
         for j in range(i + 1):
             size = self.sizes[j] if by_token else self.n_rows[j]
             if by_token:
-                found.append(self._token(i, j) + start if size > 1 else slice(start, start + 1))
+                found.append(self._of_model(self._token(i, j) + start, height) if size > 1 else slice(start, start + 1))
             elif j < i and self.is_table[j]:
                 prefix = prefix * self.sizes[j] + self._token(i, j)
-                found.append(prefix + start)
+                found.append(self._of_model(prefix + start, height))
             else:
                 found.append(slice(start, start + size))
             start += size
         return found
 
-    def _token(self, i: int, j: int) -> Int[Tensor, " rows"]:
+    def _of_model(self, index: Int[Tensor, "*model rows"], height: int) -> Int[Tensor, "*model rows"]:
+        return index + self.model * height if self.model is not None and index.ndim == 2 else index
+
+    def _token(self, i: int, j: int) -> Int[Tensor, "*model rows"]:
         if not self.is_table[i]:
             return self.tokens[j]
         later = math.prod(self.sizes[j + 1 : i + 1])
         return torch.arange(self.n_rows[i], device=self.device) // later % self.sizes[j]
 
 
-def last_logits(config: ToyConfig, params: Params, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch answers"]:
+def last_logits(
+    config: ToyConfig, params: Params, tokens: Int[Tensor, "*model batch pos"]
+) -> Float[Tensor, "*models batch answers"]:
     """Return the logits at the last position, those of a causal HookedTransformer with the same parameters.
 
     ``params`` holds the state dict's tensors; a bias that is absent counts as zero. Tokens must be prompts of
-    the config's layout (`tasks.all_tokens` and rows of it).
+    the config's layout (`tasks.all_tokens` and rows of it). With a leading axis ``model`` on every parameter the
+    logits have it too.
 
     Raises:
         ValueError: bidirectional attention, an attention coefficient, or an unknown activation function.
@@ -145,10 +156,10 @@ def last_logits(config: ToyConfig, params: Params, tokens: Int[Tensor, "batch po
     prefixes = Prefixes(config, tokens)
     starts = [start for start, _ in slots(config)]
     tables = [
-        params["embed.W_E"][start : start + size] + params["pos_embed.W_pos"][i]
+        params["embed.W_E"][..., start : start + size, :] + params["pos_embed.W_pos"][..., i : i + 1, :]
         for i, (start, size) in enumerate(zip(starts, prefixes.sizes))
     ]
-    x = torch.cat(tables)
+    x = torch.cat(tables, -2)
     for layer in range(config.n_layers):
         p = {k.split(".", 2)[2]: v for k, v in params.items() if k.startswith(f"blocks.{layer}.")}
         x = _attention(config, p, x, prefixes, layer)
@@ -158,33 +169,43 @@ def last_logits(config: ToyConfig, params: Params, tokens: Int[Tensor, "batch po
 
 
 def _linear(
-    x: Float[Tensor, "rows d_in"], weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, " d_out"] | None
-) -> Float[Tensor, "rows d_out"]:
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+    x: Float[Tensor, "*model rows d_in"],
+    weight: Float[Tensor, "*model d_in d_out"],
+    bias: Float[Tensor, "*model d_out"] | None,
+) -> Float[Tensor, "*model rows d_out"]:
+    if bias is None:
+        return x @ weight
+    return torch.addmm(bias, x, weight) if x.ndim == 2 else torch.baddbmm(bias[:, None], x, weight)
 
 
 def _norm(
-    config: ToyConfig, params: Params, name: str, x: Float[Tensor, "rows d_model"]
-) -> Float[Tensor, "rows d_model"]:
+    config: ToyConfig, params: Params, name: str, x: Float[Tensor, "*model rows d_model"]
+) -> Float[Tensor, "*model rows d_model"]:
     if config.normalization is None:
         return x
-    if config.normalization == "LN":
-        return F.layer_norm(x, x.shape[-1:], params[f"{name}.w"], params.get(f"{name}.b"), EPS)
-    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * params[f"{name}.w"]
+    weight, bias = params[f"{name}.w"], params.get(f"{name}.b")
+    if config.normalization == "RMS":
+        return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight[..., None, :]
+    if x.ndim == 2:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, EPS)
+    normed = F.layer_norm(x, x.shape[-1:], None, None, EPS) * weight[:, None]
+    return normed if bias is None else normed + bias[:, None]
 
 
-def _fused(params: Params, letters: str) -> tuple[Float[Tensor, "d_model d_out"], Float[Tensor, " d_out"] | None]:
+def _fused(
+    params: Params, letters: str
+) -> tuple[Float[Tensor, "*model d_model d_out"], Float[Tensor, "*model d_out"] | None]:
     """Weights and biases of several of Q, K, V in one matrix; d_out is (letter head d_head)."""
-    weight = torch.cat([params[f"attn.W_{c}"] for c in letters]).transpose(0, 1).flatten(1)
+    weight = torch.cat([params[f"attn.W_{c}"] for c in letters], -3).transpose(-3, -2).flatten(-2)
     biases = [params.get(f"attn.b_{c}") for c in letters]
     if any(b is None for b in biases):
         return weight, None
-    return weight, torch.cat([b.flatten() for b in biases if b is not None])
+    return weight, torch.cat([b.flatten(-2) for b in biases if b is not None], -1)
 
 
 def _attention(
-    config: ToyConfig, p: Params, x: Float[Tensor, "rows d_model"], prefixes: Prefixes, layer: int
-) -> Float[Tensor, "asking d_model"]:
+    config: ToyConfig, p: Params, x: Float[Tensor, "*model rows d_model"], prefixes: Prefixes, layer: int
+) -> Float[Tensor, "*model asking d_model"]:
     """Residual rows after attention: of every position, or in the last layer of the last position only."""
     first, last = layer == 0, layer == config.n_layers - 1
     n, heads = len(prefixes.sizes), (config.n_heads, config.d_head)
@@ -192,84 +213,16 @@ def _attention(
     links = [prefixes.seen(i, by_token=first) for i in asking]
     normed = _norm(config, p, "ln1", x)
     if last and not first:
-        kv = _linear(normed, *_fused(p, "KV")).unflatten(1, (2, *heads))
-        x, normed = x[-prefixes.n_rows[-1] :], normed[-prefixes.n_rows[-1] :]
-        query = _linear(normed, *_fused(p, "Q")).unflatten(1, heads)
+        kv = _linear(normed, *_fused(p, "KV")).unflatten(-1, (2, *heads))
+        x, normed = (table[..., -prefixes.n_rows[-1] :, :] for table in (x, normed))
+        query = _linear(normed, *_fused(p, "Q")).unflatten(-1, heads)
         asked: list[Where] = [slice(None)]
     else:
-        qkv = _linear(normed, *_fused(p, "QKV")).unflatten(1, (3, *heads))
-        query, kv = qkv[:, 0], qkv[:, 1:]
+        qkv = _linear(normed, *_fused(p, "QKV")).unflatten(-1, (3, *heads))
+        query, kv = qkv[..., 0, :, :], qkv[..., 1:, :, :]
         asked = [seen[-1] for seen in links]
-    mixed = _Attend.apply(query, kv, list(zip(asked, links)))
+    mixed = Attend.apply(query, kv, list(zip(asked, links)))
     if first:
-        x = torch.cat([_rows(x, where).expand(prefixes.n_rows[i], -1) for i, where in zip(asking, asked)])
-    return x + _linear(mixed.flatten(1), p["attn.W_O"].flatten(0, 1), p.get("attn.b_O"))
-
-
-def _rows(table: Float[Tensor, "rows *rest"], where: Where) -> Float[Tensor, "taken *rest"]:
-    if isinstance(where, slice):
-        return table[where]
-    return F.embedding(where, table.flatten(1)).unflatten(1, table.shape[1:])
-
-
-class _Attend(torch.autograd.Function):
-    """Softmax attention over a handful of positions, with the backward pass written out.
-
-    ``query`` and ``kv`` (keys, then values) are rows of all positions; ``links`` says, for each position that
-    asks, where its queries are and where the keys and values that it sees. Written out, the gradients of keys
-    and values add up in place in one buffer, position by position, within the cache.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Float[Tensor, "rows_q head d_head"],
-        kv: Float[Tensor, "rows 2 head d_head"],
-        links: list[tuple[Where, list[Where]]],
-    ) -> Float[Tensor, "asking head d_head"]:
-        ctx.links, ctx.shapes, ctx.saved, out = links, (query.shape, kv.shape), [], []
-        for asked, seen in links:
-            q, near = _rows(query, asked), [_rows(kv, where) for where in seen]
-            scores = torch.broadcast_tensors(*[(q * each[:, 0]).sum(-1) for each in near])
-            pattern = (torch.stack(scores) / math.sqrt(q.shape[-1])).softmax(0)[..., None]
-            z = pattern[0] * near[0][:, 1]
-            for weight, each in zip(pattern[1:], near[1:]):
-                z.addcmul_(weight, each[:, 1])
-            ctx.saved.append((q, near, pattern))
-            out.append(z)
-        return torch.cat(out)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, grad: Float[Tensor, "asking head d_head"]
-    ) -> tuple[Float[Tensor, "rows_q head d_head"], Float[Tensor, "rows 2 head d_head"], None]:
-        grad_query, grad_kv = (grad.new_zeros(shape) for shape in ctx.shapes)
-        done = 0
-        for (asked, seen), (q, near, pattern) in zip(ctx.links, ctx.saved):
-            g = grad[done : done + pattern.shape[1]]
-            done += len(g)
-            weighted = pattern * torch.stack([(each[:, 1] * g).sum(-1, keepdim=True) for each in near])
-            scores = (weighted - pattern * weighted.sum(0)) / math.sqrt(q.shape[-1])
-            grad_q = scores[0] * near[0][:, 0]
-            for score, each in zip(scores[1:], near[1:]):
-                grad_q.addcmul_(score, each[:, 0])
-            _add(grad_query, asked, grad_q)
-            for score, weight, where in zip(scores, pattern, seen):
-                rows = grad_kv[where] if isinstance(where, slice) else None
-                if rows is not None and len(rows) == len(g):
-                    rows[:, 0].addcmul_(score, q)
-                    rows[:, 1].addcmul_(weight, g)
-                else:
-                    _add(grad_kv, where, torch.stack((score * q, weight * g), 1))
-        return grad_query, grad_kv, None
-
-
-def _add(table: Float[Tensor, "rows *rest"], where: Where, update: Float[Tensor, "taken *rest"]) -> None:
-    """Add the rows of ``update`` to those of ``table`` that they came from."""
-    if not isinstance(where, slice):
-        table.index_add_(0, where, update)
-    elif len(table[where]) == len(update):
-        table[where] += update
-    else:
-        table[where] += update.sum(0)
+        taken = [rows(x, where, 1) for where in asked]
+        x = torch.cat([t.expand(*t.shape[:-2], prefixes.n_rows[i], -1) for i, t in zip(asking, taken)], -2)
+    return x + _linear(mixed.flatten(-2), p["attn.W_O"].flatten(-3, -2), p.get("attn.b_O"))

@@ -63,7 +63,7 @@ class TrainConfig:
             raise ValueError(
                 f"train_fraction {self.train_fraction} must lie between 0 and 1, so that pairs are held out."
             )
-        wrong = [k for k in self.keep_steps if k < 1 or k > self.steps or k % self.evaluate_every and k != self.steps]
+        wrong = [k for k in self.keep_steps if k < 1 or k > self.steps or (k % self.evaluate_every and k != self.steps)]
         if wrong:
             raise ValueError(
                 f"keep_steps {wrong} must be evaluated steps: multiples of evaluate_every ({self.evaluate_every}) "
@@ -73,7 +73,12 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` gives the value back."""
-        return {**asdict(self), "config": self.config.to_dict(), "betas": list(self.betas), "keep_steps": list(self.keep_steps)}
+        return {
+            **asdict(self),
+            "config": self.config.to_dict(),
+            "betas": list(self.betas),
+            "keep_steps": list(self.keep_steps),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TrainConfig":

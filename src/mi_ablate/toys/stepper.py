@@ -55,15 +55,18 @@ class Stepper:
 
     def step(self, tokens: Int[Tensor, "batch pos"], answers: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Update the parameters on one batch and return its loss from before the update (on the device)."""
-        s = self.settings
-        warm = min(1.0, self.taken / s.warmup_steps) if s.warmup_steps else 1.0
-        self.optimizer.param_groups[0]["lr"] = s.learning_rate * warm
+        self.optimizer.param_groups[0]["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(last_logits(s.config, self.params, tokens), answers)
+        loss = F.cross_entropy(last_logits(self.settings.config, self.params, tokens), answers)
         loss.backward()
         self.optimizer.step()
         self.taken += 1
         return loss.detach()
+
+    def rate(self, taken: int) -> float:
+        """Return the learning rate of the step after ``taken`` steps."""
+        warmup = self.settings.warmup_steps
+        return self.settings.learning_rate * (min(1.0, taken / warmup) if warmup else 1.0)
 
     def state(self) -> dict[str, Float[Tensor, "..."]]:
         """Return copies of all parameters on the CPU, the untrained ones as zeros."""
@@ -96,11 +99,11 @@ def start(config: TrainConfig, path: Path, device: str, resume: bool) -> Run:
     tensors, card = _files.read(path)
     if card.get("format") != CHECKPOINT_FORMAT:
         raise _files.ArtefactError(f"{path} is no training checkpoint (format {card.get('format')!r}); move it away.")
-    now, then = config.to_dict(), card["training"]
+    now, then = config.to_dict(), TrainConfig.from_dict(card["training"]).to_dict()
     for key in now:
-        if now[key] != then.get(key):
+        if now[key] != then[key]:
             raise ValueError(
-                f"{path} was made with {key} = {then.get(key)!r}, not {now[key]!r}; use another folder, or "
+                f"{path} was made with {key} = {then[key]!r}, not {now[key]!r}; use another folder, or "
                 f"resume=False to start again in this one."
             )
     for name, p in stepper.params.items():
