@@ -374,7 +374,7 @@ def nearest(targets: tuple[int, ...], target: int, stable: list[int]) -> tuple[i
 def test_the_nearest_stable_step_is_kept(tmp_path: Path, targets: tuple[int, ...]) -> None:
     config = replace(RUN, steps=100, evaluate_every=10, keep_steps=targets)
     draw = random.Random(0)
-    for trial in range(40):
+    for trial in range(10):
         out, stable, share = tmp_path / str(trial), [], draw.choice((0.1, 0.3, 0.8))
         run = stepper.Run(Stepper(RUN, initial_state(SMALL, "log", 0)), torch.Generator())
         for step in range(10, 101, 10):

@@ -69,11 +69,12 @@ class Stepper:
         return self.settings.learning_rate * (min(1.0, taken / warmup) if warmup else 1.0)
 
     def state(self) -> dict[str, Float[Tensor, "..."]]:
-        """Return copies of all parameters on the CPU, the untrained ones as zeros."""
+        """Return copies of all parameters on the CPU, the untrained ones as zeros; they leave the device in one piece."""
+        sizes = [p.numel() for p in self.params.values()]
+        flat = torch.cat([p.detach().flatten() for p in self.params.values()]).cpu()
+        trained = dict(zip(self.params, flat.split(sizes)))
         shapes = parameter_shapes(self.settings.config)
-        return {
-            n: self.params[n].detach().cpu().clone() if n in self.params else torch.zeros(s) for n, s in shapes.items()
-        }
+        return {n: trained[n].view(s).clone() if n in trained else torch.zeros(s) for n, s in shapes.items()}
 
 
 @dataclass
