@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ from mi_ablate import (
 )
 from mi_ablate.curves import Survived
 from mi_ablate.replay import replay
+from mi_ablate.toys.config import ToyConfig
+from mi_ablate.toys.transformer import build
 from models import (
     BRIDGE_FAMILIES,
     FAMILIES,
@@ -682,6 +685,18 @@ def test_frozen_norms_of_every_family(name: str, answers) -> None:
         curve = removal_curve(other, tokens, S, metric, at=at, ks=[4], norms="frozen", controls={})
         logits = frozen_by_hand(other, tokens, Ablate(S).at(at, pos=-1))
         assert abs(float(curve.values[1]) - float(metric(logits, None, torch.arange(40)).mean())) < 1e-9
+
+
+@pytest.mark.compat
+def test_a_frozen_rms_norm_keeps_its_scale_and_warns_of_nothing(answers) -> None:
+    other = build(ToyConfig(modulus=11, d_model=16, d_mlp=24, n_heads=2, normalization="RMS"))
+    tokens, metric = tokens_for(other, 40, 4), logit_diff(answers, (answers + 1) % 11)
+    for at in (FIRST, LAST):
+        curve = removal_curve(other, tokens, S, metric, at=at, ks=[4], norms="frozen", controls={})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logits = frozen_by_hand(other, tokens, Ablate(S).at(at, pos=-1))
+        assert abs(float(curve.values[1]) - float(metric(logits, None, torch.arange(40)).mean())) < 1e-5
 
 
 def test_norms_are_live_or_frozen(model, prompts, answers) -> None:

@@ -24,8 +24,8 @@ HARD = {
     "one layer": TrainConfig(ToyConfig(**TINY, n_layers=1), split_seed=None, seed=3),
     "no norm": TrainConfig(ToyConfig(**TINY, n_layers=1, normalization=None, act_fn="relu")),
     "RMS norm, no biases": TrainConfig(ToyConfig(**TINY, normalization="RMS", biases="none")),
-    "two operations": TrainConfig(ToyConfig(**TINY, operations=("add", "mul")), train_fraction=0.5),
-    "missing answers": TrainConfig(ToyConfig(modulus=29, d_model=48, n_layers=1), train_fraction=0.05),
+    "two operations": TrainConfig(ToyConfig(**TINY, n_layers=1, operations=("add", "mul")), train_fraction=0.5),
+    "missing answers": TrainConfig(ToyConfig(modulus=19, d_model=48, d_mlp=96, n_layers=1), train_fraction=0.05),
     "two training pairs": TrainConfig(ToyConfig(**TINY, n_layers=1), train_fraction=0.02),
     "two held-out pairs": TrainConfig(ToyConfig(**TINY, n_layers=1), train_fraction=0.99),
     "two tokens": TrainConfig(ToyConfig(**TINY, n_layers=1, layout="a b")),
@@ -225,7 +225,7 @@ def test_overlap_and_collateral_are_those_of_the_core() -> None:
     subject = untrained(config)
     found = measure(subject, ["overlap", "collateral"])
     add, mul = subject.operations["add"], subject.operations["mul"]
-    last, model = "blocks.1.hook_resid_post", subject.toy.model
+    last, model = "blocks.0.hook_resid_post", subject.toy.model
     for k in (5, 10):
         one = found["overlap"]["add"]["mul"][str(k)]
         s, t = add.bases[last][:k], mul.bases[last][:k]
@@ -245,6 +245,86 @@ def test_overlap_and_collateral_are_those_of_the_core() -> None:
         mine = found["collateral"]["add"]["mul"][ablation]
         assert mine["edited"] == pytest.approx(curve.values.tolist(), rel=1e-4)
         assert mine["controls"]["pca"]["mean"] == pytest.approx(curve.controls["pca"][0].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["two layers, LayerNorm", "RMS norm, no biases", "no norm"])
+def test_the_gain_is_what_the_readout_makes_of_a_direction(name: str) -> None:
+    """At a fixed scale of the final norm, moving by a unit vector moves the centred logits by the gain."""
+    subject = untrained(HARD[name])
+    if "ln_final.w" in subject.state:
+        subject.state["ln_final.w"] += torch.randn(16)
+    one, model = subject.operations["add"], subject.toy.model
+    bases = one.bases
+    assert bases is not None
+    q = bases[one.last].basis.T.float()
+    norm = getattr(model, "ln_final", None)
+    unit = [] if norm is None else [("ln_final.hook_scale", lambda x, hook: torch.ones_like(x))]
+    with torch.no_grad(), mi.attached(model, unit):
+        x = torch.cat([torch.zeros(1, 16), q])[:, None]
+        logits = model.unembed(x if norm is None else norm(x))[:, 0]
+    moved = logits[1:] - logits[:1]
+    expected = (moved - moved.mean(1, keepdim=True)).norm(dim=1)
+    assert measure(subject, ["variance"])["variance"]["add"]["directions"]["gain"] == pytest.approx(
+        expected.tolist(), rel=1e-3
+    )
+
+
+def test_accuracy_and_loss_are_those_of_the_trainer() -> None:
+    config = HARD["two operations"]
+    subject, data = untrained(config), Data(config, "cpu")
+    loss, right = data.evaluate(subject.state)
+    for i, name in enumerate(("add", "mul")):
+        found = measure(subject, ["accuracy"])["accuracy"][name]
+        for j, part in enumerate(("held_out", "train")):
+            assert found[part]["n"] == int(data.sizes[i, j])
+            assert found[part]["loss"] == pytest.approx(float(loss[i, j] / data.sizes[i, j]), rel=1e-4)
+            assert found[part]["accuracy"] == pytest.approx(float(right[i, j] / data.sizes[i, j]), rel=1e-4)
+
+
+@pytest.mark.parametrize("subject", [planted(), untrained(HARD["two layers, LayerNorm"])], ids=["planted", "untrained"])
+def test_writing_by_hand(subject: Subject) -> None:
+    """Least squares, a projector and bare hooks give the same share of written answers."""
+    one, model = subject.operations["add"], subject.toy.model
+    p = subject.toy.modulus
+    found = measure(subject, ["writing"])["writing"]["add"]["all"]
+
+    def columns(values: Tensor) -> Tensor:
+        angle = 2 * math.pi / p * values[:, None] * torch.tensor(found["frequencies"])
+        return torch.cat([angle.cos(), angle.sin()], 1).double()
+
+    d, x = columns(one.values), one.acts[one.last].double()
+    coef = torch.linalg.lstsq(d - d.mean(0), x - x.mean(0)).solution
+    u, s, _ = torch.linalg.svd(coef.T @ (d - d.mean(0)).T, full_matrices=False)
+    q = u[:, s > 1e-5 * s[0]]
+    target = (one.task.values[one.held] + 5) % p
+    to = x.mean(0) + (columns(target) - d.mean(0)) @ coef
+    assert found["rank"] == q.shape[1]
+
+    def edit(resid: Tensor, hook: Any) -> Tensor:
+        resid[:, -1] += ((to - resid[:, -1]) @ q @ q.T).float()
+        return resid
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(one.held_tokens, fwd_hooks=[(one.last, edit)])[:, -1]
+    assert found["edited"] == pytest.approx(float((logits.argmax(-1) == target).double().mean()), rel=1e-4)
+
+
+def test_a_shipped_model_has_the_numbers_of_its_kind() -> None:
+    """The shipped add97: its circle of ten frequencies writes, five do not, and controls stay low."""
+    from importlib import resources
+
+    from mi_ablate import _files
+
+    with resources.as_file(resources.files("mi_ablate.toys").joinpath("zoo", "add97.safetensors")) as path:
+        state, card = _files.read(path)
+    subject = Subject(TrainConfig.from_dict(card["training"]), state, card["checkpoint_step"], card["stable"])
+    found = {name: value["add"] for name, value in measure(subject, ["accuracy", "class_means", "writing"]).items()}
+    assert found["accuracy"]["held_out"]["accuracy"] == pytest.approx(card["accuracy"]["held_out"], abs=1e-4)
+    assert found["accuracy"]["held_out"]["loss"] == pytest.approx(card["loss"]["held_out"], rel=1e-3)
+    assert found["class_means"]["all"]["rank99"] == 21
+    assert found["writing"]["10"]["edited"] > 0.98
+    assert found["writing"]["5"]["edited"] < 0.05
+    assert found["writing"]["10"]["controls"]["shuffled labels"]["high"] < 0.05
 
 
 def test_bases_come_from_training_pairs_and_scores_from_held_out_ones() -> None:
@@ -285,18 +365,17 @@ def test_every_measure_is_json_without_nan_and_the_same_twice(name: str) -> None
     text = json.dumps(found, allow_nan=False)
     assert json.loads(text) == found
     assert all(set(value) == set(config.config.operations) for value in found.values())
-    if name == "two operations":
-        again = untrained(config)
-        assert json.dumps({n: MEASURES[n](again) for n in reversed(MEASURES)}, sort_keys=True) == json.dumps(
-            found, sort_keys=True
-        )
+    if name in ("one layer", "two operations"):
+        again, skip = untrained(config), ("last_residual", "every_site") if name == "two operations" else ()
+        names = [n for n in reversed(MEASURES) if n not in skip]
+        assert {n: MEASURES[n](again) for n in names} == {n: found[n] for n in names}
 
 
 def test_missing_answers_leave_no_spectrum() -> None:
     found = measure(untrained(HARD["missing answers"]), ["class_means"])["class_means"]["add"]
-    assert found["train"]["answers"] < 29
+    assert found["train"]["answers"] < 19
     assert found["train"]["shares"] is None
-    assert len(found["all"]["shares"]) == 14
+    assert len(found["all"]["shares"]) == 9
 
 
 def test_without_norms_frozen_is_live() -> None:

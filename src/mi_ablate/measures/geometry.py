@@ -3,7 +3,7 @@
 None of these numbers says what the readout uses: a direction with much variance and no gain is idle, and a large mean
 along a direction makes zero-ablation the loss of a constant. Overlaps of leading subspaces are high for any two sets of
 vectors that share a covariance, so each stands beside a null drawn from the activations' covariance and a ceiling from
-split halves of one operation.
+split halves of one operation (each of half the pairs, so whole sets would agree more).
 """
 
 from typing import Any

@@ -39,8 +39,10 @@ class Subject:
 
     @cached_property
     def weights(self) -> dict[str, Float[Tensor, "..."]]:
-        """Every weight, untrained biases as zeros, in float32."""
-        return {name: w.detach().float() for name, w in complete(self.config.config, self.state).items()}
+        """Every weight, untrained biases as zeros, in float32 on the CPU."""
+        return {
+            name: w.detach().to("cpu", torch.float32) for name, w in complete(self.config.config, self.state).items()
+        }
 
     @cached_property
     def toy(self) -> Toy:
