@@ -20,10 +20,12 @@ def rows(table: Float[Tensor, "*table"], where: Where, rest: int) -> Float[Tenso
     axis = table.ndim - rest - 1
     if isinstance(where, slice):
         return table[(slice(None),) * axis + (where,)]
-    if axis == 1 and where.ndim == 1:
+    if axis == 0:
+        return F.embedding(where, table.flatten(1)).unflatten(-1, table.shape[1:])
+    if where.ndim == 1:
         return table.index_select(1, where)
-    flat = table.flatten(0, axis).flatten(1)
-    return F.embedding(where, flat).unflatten(-1, table.shape[axis + 1 :])
+    taken = table.flatten(0, 1).flatten(1).index_select(0, where.flatten())  # embedding's gradient may wait for a GPU
+    return taken.view(*where.shape, *table.shape[2:])
 
 
 def add(table: Float[Tensor, "*table"], where: Where, update: Float[Tensor, "*taken"], rest: int) -> None:
