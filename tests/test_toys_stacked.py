@@ -148,6 +148,23 @@ def test_a_block_of_steps_does_not_wait_for_the_device(config: ToyConfig) -> Non
         tokens.nonzero()
 
 
+@pytest.mark.parametrize("config", SHAPES, ids=range(len(SHAPES)))
+def test_a_stack_stays_on_its_device(config: ToyConfig) -> None:
+    """On "meta", where a tensor of another device is refused and no value can be read: what a GPU asks of the code."""
+    state = initial_state(config, "log", 0)
+    several = [Stepper(replace(s, config=config), state, "meta") for s in DIFFERENT]
+    tokens, answers = tasks.all_tokens(config).to("meta"), tasks.answers(config).to("meta")
+    for members in (several, several[:2]):
+        stack = Stack(members)
+        losses = stack.block(tokens, answers, torch.zeros(4, len(members), 16, dtype=torch.long, device="meta"))
+        assert (losses.device.type, losses.shape) == ("meta", (4, len(members)))
+        scored = evaluation.scores(config, stack.params, tokens, answers)
+        assert (scored.device.type, scored.shape) == ("meta", (len(members), len(tokens), 2))
+        stack.release()
+    with pytest.raises(RuntimeError, match="on device cpu"):
+        Stack(several).step(tokens[:16].expand(3, -1, -1), answers[:16].expand(3, -1), torch.ones(5, 3, 1))
+
+
 def compare(alone: Path, together: Path, tolerance: float) -> None:
     """The same files, formats, cards and generators; numbers to the tolerance (b_K's gradient is rounding alone)."""
     names = sorted(path.name for path in alone.iterdir())
