@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -31,6 +32,12 @@ HARD = {
     "two tokens": TrainConfig(ToyConfig(**TINY, n_layers=1, layout="a b")),
     "subtraction, modulus 5": TrainConfig(
         ToyConfig(modulus=5, d_model=16, d_mlp=24, n_heads=2, n_layers=1, operations=("sub",)), train_fraction=0.6
+    ),
+    "three operations, one without held-out pairs": TrainConfig(
+        ToyConfig(**TINY, n_layers=1, normalization=None, operations=("add", "sub", "mul")),
+        train_fraction=0.99,
+        seed=8,
+        split_seed=None,
     ),
     "modulus 3": TrainConfig(
         ToyConfig(modulus=3, d_model=16, d_mlp=24, n_heads=2, operations=("add", "mul")), train_fraction=0.5
@@ -176,6 +183,26 @@ def test_a_diverged_model_has_nothing_to_measure(value: float) -> None:
     assert measure(subject) == {name: {"add": None} for name in MEASURES}
 
 
+@pytest.mark.parametrize("norm", ["RMS", "LN"])
+def test_activations_too_large_to_square_are_not_measured(norm: str) -> None:
+    """The scale of a norm is infinite there, and its output 0, so that the logits look well."""
+    config = TrainConfig(ToyConfig(**TINY, n_layers=1, normalization=norm))
+    state = {name: w * 1e12 if w.ndim > 1 else w for name, w in initial_state(config.config, "log", 0).items()}
+    subject = Subject(config, state, 0, False)
+    assert subject.logits.isfinite().all()
+    assert measure(subject) == {name: {"add": None} for name in MEASURES}
+
+
+def test_an_operation_without_held_out_pairs_is_left_out() -> None:
+    subject = untrained(HARD["three operations, one without held-out pairs"])
+    assert not subject.operations["mul"].measurable
+    found = measure(subject, ["collateral", "last_residual", "overlap"])
+    assert found["collateral"]["add"]["mul"] is None
+    assert set(found["collateral"]["add"]["sub"]) == {"zero", "mean"}
+    assert found["last_residual"]["mul"] is None
+    assert found["overlap"]["add"]["mul"]["5"] is not None
+
+
 # Agreement with the core
 
 
@@ -267,6 +294,27 @@ def test_the_gain_is_what_the_readout_makes_of_a_direction(name: str) -> None:
     assert measure(subject, ["variance"])["variance"]["add"]["directions"]["gain"] == pytest.approx(
         expected.tolist(), rel=1e-3
     )
+
+
+def test_variances_by_hand() -> None:
+    """Sums over training pairs, along each contrastive direction and in all."""
+    subject = untrained(HARD["two layers, LayerNorm"])
+    one, found = subject.operations["add"], measure(subject, ["variance"])["variance"]["add"]
+    bases = one.bases
+    assert bases is not None
+    x, n, q = one.acts[one.last].double(), len(one.values), bases[one.last].basis
+    residual = torch.stack([row - x[one.values == v].mean(0) for row, v in zip(x, one.values)])
+    assert found["directions"]["mean"] == pytest.approx((x.mean(0) @ q).tolist(), rel=1e-3)
+    assert found["directions"]["variance"] == pytest.approx(((x @ q).var(0, correction=0)).tolist(), rel=1e-3)
+    assert found["directions"]["within"] == pytest.approx(((residual @ q).square().sum(0) / n).tolist(), rel=1e-3)
+    spread = torch.linalg.svdvals(residual).square() / n
+    assert found["within_eigenvalues"][:8] == pytest.approx(spread[:8].tolist(), rel=1e-3)
+    assert found["within"] < found["total"]
+    assert list(found["sites"]) == [f"blocks.{i}.hook_resid_{part}" for i in (0, 1) for part in ("mid", "post")]
+    for name, numbers in found["sites"].items():
+        acts = mi.collect(subject.toy.model, subject.toy.tokens[subject.toy.train], name)[name].double()
+        assert numbers["mean_norm"] == pytest.approx(float(acts.mean(0).norm()), rel=1e-3)
+        assert numbers["total"] == pytest.approx(float((acts - acts.mean(0)).square().sum() / n), rel=1e-3)
 
 
 def test_accuracy_and_loss_are_those_of_the_trainer() -> None:
@@ -369,6 +417,37 @@ def test_every_measure_is_json_without_nan_and_the_same_twice(name: str) -> None
         again, skip = untrained(config), ("last_residual", "every_site") if name == "two operations" else ()
         names = [n for n in reversed(MEASURES) if n not in skip]
         assert {n: MEASURES[n](again) for n in names} == {n: found[n] for n in names}
+
+
+def test_the_shapes_are_those_of_the_docstring() -> None:
+    """Every key that the package's docstring lists is there, and no other at the top of a measure."""
+    import mi_ablate.measures
+
+    lines = mi_ablate.measures.__doc__.split("plain.effect_json`:")[1].split("When these mislead")[0].splitlines()
+    said = {words[0]: " ".join(words[1:]) for words in map(str.split, lines) if words}
+    assert list(said) == list(MEASURES)
+    subject = untrained(HARD["two operations"])
+    curve = {"ks", "edited", "variance_removed", "controls", "k"}
+    effect = {"clean", "edited", "variance_removed", "controls"}
+    for name, value in measure(subject).items():
+        found, text = value["add"], said[name].replace("other operation", "mul")
+        outer = re.sub(r"\{[^{}]*\}", "", re.sub(r"\{[^{}]*\}", "", text.replace("[5]", "")))
+        assert set(re.findall(r"\w+", outer)) - {"curve", "effect"} == set(found), name
+        assert set(re.findall(r"\w+", text)) - {"curve", "effect"} <= keys(found) | {"5"}, name
+        if "curve" in text:
+            assert any(curve == set(inner) for inner in dicts(found))
+        if "effect" in text:
+            assert any(effect == set(inner) for inner in dicts(found))
+            assert effect < set(found["all"])
+
+
+def dicts(value: Any) -> list[dict[str, Any]]:
+    inner = [d for item in value.values() for d in dicts(item)] if isinstance(value, dict) else []
+    return [value, *inner] if isinstance(value, dict) else inner
+
+
+def keys(value: Any) -> set[str]:
+    return {key for inner in dicts(value) for key in inner}
 
 
 def test_missing_answers_leave_no_spectrum() -> None:

@@ -48,11 +48,12 @@ def collateral(one: Operation) -> dict[str, Any] | None:
     others = [other for other in one.subject.operations.values() if other is not one]
     if not others or not one.measurable or one.bases is None:
         return None
-    basis, found = one.bases[one.last], {}
+    basis = {one.last: one.bases[one.last]}
+    ks = range(min(DIRECTIONS, basis[one.last].rank) + 1)
+    found: dict[str, Any] = {}
     for other in others:
-        ks = range(min(DIRECTIONS, basis.rank) + 1)
-        curves = {a: _curve(other, {one.last: basis}, ks, a, controls=one.controls) for a in ("zero", "mean")}
-        found[other.name] = curves if other.measurable else None
+        curves = {a: _curve(other, basis, ks, a, controls=one.controls) for a in ("zero", "mean") if other.measurable}
+        found[other.name] = curves or None
     return found
 
 

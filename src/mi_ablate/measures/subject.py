@@ -65,9 +65,19 @@ class Subject:
             return torch.cat([run(self.toy.model, part)[:, -1] for part, _ in split(self.toy.model, self.toy.tokens)])
 
     @cached_property
+    def acts(self) -> dict[str, Float[Tensor, "n d"]]:
+        """Activations of every prompt at every site."""
+        return collect(self.toy.model, self.toy.tokens, every_site(self.toy.model))
+
+    @cached_property
     def finite(self) -> bool:
-        """Whether weights and logits are numbers; a diverged run has nothing to measure."""
-        return all(bool(torch.isfinite(w).all()) for w in self.weights.values()) and bool(self.logits.isfinite().all())
+        """Whether weights, logits and activations are numbers that can be squared; a diverged run has nothing to measure."""
+        if not all(_finite(w) for w in self.weights.values()) or not bool(self.logits.isfinite().all()):
+            return False
+        try:
+            return all(_finite(x) for x in self.acts.values())
+        except ValueError:  # infinite activations, which a norm has turned into numbers again
+            return False
 
     @cached_property
     def operations(self) -> dict[str, "Operation"]:
@@ -130,8 +140,7 @@ class Operation:
     @cached_property
     def every_acts(self) -> dict[str, Float[Tensor, "n d"]]:
         """Activations of all prompts of the task at every site."""
-        model = self.task.toy.model
-        return collect(model, self.task.tokens, every_site(model))
+        return {name: x[self.task.rows] for name, x in self.subject.acts.items()}
 
     @cached_property
     def acts(self) -> dict[str, Float[Tensor, "n d"]]:
@@ -166,3 +175,8 @@ class Operation:
 
     def __repr__(self) -> str:
         return f"Operation({self.name} of {self.subject!r})"
+
+
+def _finite(x: Float[Tensor, "..."]) -> bool:
+    """Whether the squares of all values are finite in float32, as a norm needs them."""
+    return bool((x * x).sum().isfinite())
