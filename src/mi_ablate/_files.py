@@ -51,17 +51,27 @@ def replace(path: str | Path, body: bytes) -> Path:
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the card of ``path``; the card is empty where the header has none."""
     tensors, metadata = read_with_metadata(path)
+    return tensors, _card(path, metadata)
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Return the card of ``path`` without reading a tensor."""
+    _, metadata = read_with_metadata(path, tensors=False)
+    return _card(path, metadata)
+
+
+def _card(path: str | Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         card = json.loads(metadata.get(CARD, "{}"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ArtefactError(f"{path}: the card in its header is not JSON ({type(error).__name__}).") from None
     if not isinstance(card, dict):
         raise ArtefactError(f"{path}: the card in its header is a {type(card).__name__}, not an object.")
-    return tensors, card
+    return card
 
 
-def read_with_metadata(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the raw string metadata of the safetensors file at ``path``."""
+def read_with_metadata(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors (none where not wanted) and the raw string metadata of the safetensors file at ``path``."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -69,7 +79,8 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, Tensor], dict[str, s
         raise ArtefactError(f"There is no file {path}.")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            wanted = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtefactError(
             f"{path} is not a readable safetensors file ({error}). It may be truncated; copy or make it again."

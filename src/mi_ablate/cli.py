@@ -6,9 +6,13 @@ Results go to stdout, progress to stderr. What a user can get wrong is one sente
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mi_ablate.sweep import Plan
+    from mi_ablate.sweep.records import Record
 
 app = typer.Typer(
     name="mi-ablate",
@@ -58,29 +62,127 @@ def demo(
 
 @app.command()
 def train(
-    config: Annotated[
-        str, typer.Argument(metavar="NAME_OR_CONFIG", help="A recipe such as add97, or a JSON or TOML file.")
+    what: Annotated[
+        str, typer.Argument(metavar="RECIPE_OR_GRID", help="A recipe (add97), a grid (weight-decay), or a file of one.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for the model; runs/NAME by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Recipe: folder for the model, runs/NAME by default. Grid: folder of runs, runs."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Another number of steps than the recipe's.")] = None,
-    resume: Annotated[bool, typer.Option(help="Continue from the folder's checkpoint.")] = True,
+    seed: Annotated[int | None, typer.Option(help="Recipe: another seed than its own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Recipe: another number of steps than its own.")] = None,
+    resume: Annotated[bool, typer.Option(help="Recipe: continue from the folder's checkpoint.")] = True,
+    engine: Annotated[str, typer.Option(help="Grid: local (processes) or ray (needs the extra ray).")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Grid: tasks at once; as many as cores by default.")] = None,
+    stack: Annotated[int, typer.Option(help="Grid: cells of one shape trained together in a worker; for GPUs.")] = 1,
+    gpu_share: Annotated[float, typer.Option(help="Grid on ray with cuda: part of a GPU that a task reserves.")] = 0.25,
+    budget: Annotated[float | None, typer.Option(metavar="MINUTES", help="Grid: stop then; resume later.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Grid: list cells, steps and an estimate, and train nothing.")] = False,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Grid: only this measure; may be repeated. All by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Grid: small models that grok in about a minute.")] = False,
+    results: Annotated[Path, typer.Option(help="Grid: folder of the records.")] = Path("benchmarks/results/studies"),
     threads: Threads = 1,
 ) -> None:
-    """Train a toy; interrupt it at any time and run the same command to go on."""
+    """Train a toy, or every cell of a grid; interrupt it at any time and run the same command to go on."""
     _threads(threads)
     from dataclasses import replace
 
+    from mi_ablate import sweep
     from mi_ablate.toys.recipes import load_recipe
     from mi_ablate.toys.train import train as run
 
-    settings = load_recipe(config)
+    if sweep.is_grid(what):
+        if seed is not None or steps is not None or not resume:
+            raise ValueError(
+                "--seed, --steps and --no-resume are for recipes; a grid's file names its seeds and steps."
+            )
+        grid, runs = sweep.load_grid(what, quick), out or Path("runs")
+        todo = sweep.plan(grid, results=results, runs=runs, measures=measure, device=device, command=_command())
+        options = {"engine": engine, "stack": stack, "gpu_share": gpu_share, "budget": budget}
+        return _say_plan(todo, workers) if dry_run else _run_plan(todo, workers=workers, **options)
+    if dry_run or quick or measure or budget is not None or engine != "local" or stack != 1:
+        raise ValueError(
+            f"{what!r} is one recipe; --dry-run, --quick, --measure, --budget, --engine and --stack are for grids."
+        )
+    settings = load_recipe(what)
     settings = settings if seed is None else replace(settings, seed=seed)
     settings = settings if steps is None else replace(settings, steps=steps)
-    folder = out or Path("runs") / Path(config).stem
+    folder = out or Path("runs") / Path(what).stem
     result = run(settings, out=folder, device=device, resume=resume, command=_command())
     typer.echo(result)
+
+
+def _say_plan(todo: "Plan", workers: int | None) -> None:
+    import os
+
+    for row in todo.table():
+        typer.echo("{key}  seed {seed}  {done:>6,} of {steps:>6,} steps  {state:<13} {cell}".format(**row))
+    left, at_once = sum(p.steps_left for p in todo.cells), workers or os.cpu_count() or 1
+    minutes = todo.seconds() / 60
+    typer.echo(
+        f"{todo!r}: {left:,} steps left, about {minutes:.0f} minutes of one core, {minutes / at_once:.0f} with {at_once} "
+        f"workers, and the measures. Records: {todo.records}"
+    )
+
+
+def _run_plan(todo: "Plan", **options: Any) -> None:
+    from mi_ablate import sweep
+
+    outcome = sweep.run_grid(todo, report=lambda line: typer.echo(line, err=True), **options)
+    typer.echo(f"{outcome!r}: {todo.records}")
+    if outcome.left:
+        typer.echo("The same command goes on where this one stopped.", err=True)
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+@app.command()
+def runs(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Grids whose records to list; all by default.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION", help="weight_decay=0.1, 'grok_step<3000'; = != < <= > >=, several must all hold."
+        ),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only cells that failed.")] = False,
+    sort: Annotated[str | None, typer.Option(metavar="NAME", help="A column or setting; -NAME: largest first.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("benchmarks/results/studies"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON list.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the training curves as a page.")] = None,
+    by: Annotated[
+        str, typer.Option(help="What has a colour of its own in the curves: config, seed, or a setting.")
+    ] = "config",
+) -> None:
+    """List the recorded cells of grids: what they are, how they ended, and their training curves."""
+    from mi_ablate.sweep import listing, table
+
+    conditions = [*(where or []), *(["status=failed"] if failed else [])]
+    there = listing.load_records(names or (), results)
+    chosen = listing.select(there, conditions)
+    chosen = listing.sort(chosen, sort) if sort else chosen
+    rows = listing.rows(chosen)
+    if plot is not None and chosen:
+        _plot_runs(chosen, rows, plot, by)
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        table.print_table(chosen)
+    typer.echo(f"{len(chosen)} of {len(there)} cells." if chosen else listing.why_none(there, conditions), err=True)
+
+
+def _plot_runs(records: "list[Record]", rows: list[dict[str, Any]], path: Path, by: str) -> None:
+    from mi_ablate.figures import training_curves
+    from mi_ablate.report import Section, page
+
+    grids = ", ".join(dict.fromkeys(record["grid"] for record in records))
+    sections = [Section("Training curves", content=[training_curves(records, by)]), Section("Cells", content=[rows])]
+    typer.echo(f"Page: {page(path, f'{grids}: training', sections, footer={'command': _command()})}", err=True)
 
 
 @app.command()

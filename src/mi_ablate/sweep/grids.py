@@ -1,0 +1,244 @@
+"""Grids: a base configuration, arms and axes that change it, and seeds.
+
+The cells of a grid are arms x the product of the axes x seeds, in that order. Keys are `TrainConfig`'s, with
+``config.`` before those of its `ToyConfig` ("config.n_layers"). A grid is named (`GRIDS`) or a JSON or TOML file:
+
+    name = "width"
+    seeds = [0, 1, 2]
+    base = {steps = 6000, split_seed = "seed", config = {modulus = 97}}
+    axes = {"config.d_model" = [48, 128]}
+    arms = [{weight_decay = 1.0}, {weight_decay = 0.1, steps = 20000, seeds = [0]}]
+
+``split_seed = "seed"`` draws the training pairs anew for each seed (TOML has no null).
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mi_ablate._types import nearest
+from mi_ablate.toys.config import ToyConfig
+from mi_ablate.toys.recipes import TrainConfig, read_settings
+
+KEYS = ("name", "seeds", "base", "arms", "axes", "keep_weights")
+KEEP_WEIGHTS = ("last", "kept")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Named cells, each one training run."""
+
+    name: str
+    cells: tuple[TrainConfig, ...]
+    keep_weights: str = "last"
+    """Which weights stay beside the records: "last", one stable checkpoint a cell; "kept", those near every one of
+    ``keep_steps``."""
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise ValueError(f"A grid named {self.name!r} makes no file name; use letters, digits and dashes.")
+        if self.keep_weights not in KEEP_WEIGHTS:
+            raise ValueError(f"keep_weights {self.keep_weights!r} must be one of {KEEP_WEIGHTS}.")
+        if not self.cells:
+            raise ValueError(f"The grid {self.name!r} has no cells; give it at least one seed and one arm.")
+        seen: dict[str, TrainConfig] = {}
+        for cell in self.cells:
+            twin = seen.setdefault(key_of(cell), cell)
+            if twin is not cell:
+                raise ValueError(f"The grid {self.name!r} has the same cell twice (seed {cell.seed}): {label(cell)}.")
+
+    @classmethod
+    def product(
+        cls,
+        name: str,
+        base: Mapping[str, Any],
+        *,
+        arms: Sequence[Mapping[str, Any]] = ({},),
+        axes: Mapping[str, Sequence[Any]] | None = None,
+        seeds: int | Sequence[int] = (0,),
+        keep_weights: str = "last",
+    ) -> "Grid":
+        """Return arms x axes x seeds over ``base``; an arm may name ``seeds`` of its own.
+
+        Raises:
+            ValueError: a key that does not exist (with the nearest one), values that are no list, a repeated cell.
+
+        """
+        axes = dict(axes or {})
+        for key, values in axes.items():
+            if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+                raise ValueError(f"The axis {key!r} is {values!r}; a list of at least one value is needed.")
+        cells = []
+        for arm in arms:
+            own = _seeds(arm.get("seeds", seeds))
+            changes = {key: value for key, value in arm.items() if key != "seeds"}
+            for point in itertools.product(*axes.values()):
+                settings = _changed(base, {**changes, **dict(zip(axes, point))})
+                cells += [TrainConfig.from_dict({**settings, "seed": seed}) for seed in own]
+        return cls(name, tuple(cells), keep_weights)
+
+    def quick(self) -> "Grid":
+        """Return the grid with every model replaced by one that groks in about a minute, to check the machinery."""
+        cells = {key_of(cell): cell for cell in map(_quick, self.cells)}
+        return Grid(f"{self.name}-quick", tuple(cells.values()), self.keep_weights)
+
+    def __repr__(self) -> str:
+        steps = sum(cell.steps for cell in self.cells)
+        return f"Grid({self.name}: {len(self.cells)} cells, {steps:,} steps)"
+
+
+def key_of(cell: TrainConfig) -> str:
+    """Return 12 hexadecimal digits that name a cell: the hash of its settings that are not the defaults."""
+    return _digest({**_told(cell), "modulus": cell.config.modulus, "seed": cell.seed})
+
+
+def config_hash(cell: TrainConfig) -> str:
+    """Return 12 hexadecimal digits that name the configuration, the same for all of its seeds."""
+    return _digest({**_told(cell), "modulus": cell.config.modulus, "seed": "any"})
+
+
+def config_of(cell: TrainConfig) -> dict[str, Any]:
+    """Return the settings without the seed, as a record holds them."""
+    return {key: value for key, value in cell.to_dict().items() if key != "seed"}
+
+
+def label(cell: TrainConfig) -> str:
+    """Return what tells the cell from the defaults, for people."""
+    told = _told(cell)
+    for key in ("seed", "keep_steps", "split_seed"):
+        told.pop(key, None)
+    model = {k: v for k, v in told.pop("config", {}).items() if k != "modulus"}
+    words = [f"p={cell.config.modulus}", *(f"{k}={_brief(v)}" for k, v in {**model, **told}.items())]
+    if "weight_decay" not in told:
+        words.append(f"weight_decay={cell.weight_decay:g}")
+    return " ".join(words)
+
+
+def is_grid(name_or_path: str | Path) -> bool:
+    """Whether this names a grid, or a file with keys that only grids have."""
+    path = Path(name_or_path)
+    if path.suffix.lower() not in (".json", ".toml"):
+        return str(name_or_path) in GRIDS
+    return path.is_file() and any(key in KEYS for key in read_settings(path))
+
+
+def load_grid(name_or_path: str | Path, quick: bool = False) -> Grid:
+    """Return the grid of that name, or the one that a JSON or TOML file describes.
+
+    Raises:
+        ValueError: no such grid or file, a file that cannot be read, or one with an unknown key.
+
+    """
+    name = str(name_or_path)
+    if name in GRIDS:
+        grid = GRIDS[name]
+    elif Path(name).suffix.lower() in (".json", ".toml"):
+        grid = from_dict(read_settings(Path(name)), default_name=Path(name).stem)
+    else:
+        raise ValueError(f"There is no grid {name!r}. {nearest(name, GRIDS)} A file must end in .json or .toml.")
+    return grid.quick() if quick else grid
+
+
+def from_dict(data: Mapping[str, Any], default_name: str = "grid") -> Grid:
+    """Return the grid that ``data`` describes (the keys of the module's example)."""
+    for key in data:
+        if key not in KEYS:
+            raise ValueError(f"{key!r} is no key of a grid. {nearest(key, KEYS)}")
+    return Grid.product(
+        data.get("name", default_name),
+        data.get("base", {}),
+        arms=data.get("arms", ({},)),
+        axes=data.get("axes"),
+        seeds=data.get("seeds", (0,)),
+        keep_weights=data.get("keep_weights", "last"),
+    )
+
+
+def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    chosen = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if isinstance(chosen, (str, bool)) or not all(isinstance(s, int) and not isinstance(s, bool) for s in chosen):
+        raise ValueError(f"seeds = {seeds!r} must be a list of whole numbers, or how many.")
+    return chosen
+
+
+def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {**base, "config": dict(base.get("config", {}))}
+    names = [f.name for f in fields(TrainConfig) if f.name not in ("config", "seed")]
+    models = [f"config.{f.name}" for f in fields(ToyConfig)]
+    for key, value in changes.items():
+        if key in models:
+            settings["config"][key.removeprefix("config.")] = value
+        elif key in names:
+            settings[key] = value
+        else:
+            raise ValueError(f"{key!r} is no setting of a training run. {nearest(key, [*names, *models])}")
+    if settings.get("split_seed") == "seed":
+        settings["split_seed"] = None
+    return settings
+
+
+def _told(cell: TrainConfig) -> dict[str, Any]:
+    """The settings that differ from the defaults, so that a setting added later changes no key."""
+    mine, other = cell.to_dict(), TrainConfig(ToyConfig(cell.config.modulus)).to_dict()
+    told = {key: value for key, value in mine.items() if key != "config" and value != other[key]}
+    model = {key: value for key, value in mine["config"].items() if value != other["config"][key]}
+    return {**told, "config": model} if model else told
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _brief(value: Any) -> str:
+    return (
+        "+".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _quick(cell: TrainConfig) -> TrainConfig:
+    """One layer, d 64, p = 29, 70 % of the pairs, full batch: groks within about 2,000 steps at weight decay 1."""
+    shape = replace(cell.config, modulus=29, n_layers=1, d_model=64, d_mlp=256)
+    return replace(
+        cell, config=shape, train_fraction=0.7, batch_size=None, steps=2400, stop_when_stable_for=None,
+        keep_steps=(1200, 2400),
+    )  # fmt: skip
+
+
+_STEPS = {
+    1.0: (6_000, (2_000, 3_000, 4_000, 5_000, 6_000)),
+    0.3: (12_000, (4_000, 6_700, 8_000, 10_000, 12_000)),
+    0.1: (20_000, (10_000, 14_000, 16_000, 18_000, 20_000)),
+    10.0: (5_000, (1_000, 2_000, 3_000, 4_000, 5_000)),
+    0.03: (35_000, (15_000, 20_000, 25_000, 30_000, 35_000)),
+    0.01: (50_000, (30_000, 35_000, 40_000, 45_000, 50_000)),
+    0.0: (50_000, (10_000, 20_000, 30_000, 40_000, 50_000)),
+}
+"""Weight decay -> steps, and the steps whose neighbourhood is measured."""
+
+GRIDS: dict[str, Grid] = {
+    "weight-decay": Grid.product(
+        "weight-decay",
+        {"config": {"modulus": 97}, "split_seed": None, "stable_steps": 300},
+        arms=[
+            {"weight_decay": decay, "steps": steps, "keep_steps": keep, "seeds": 5 if decay in (1.0, 0.3, 0.1) else 3}
+            for decay, (steps, keep) in _STEPS.items()
+        ],
+    ),
+    "two-tasks": Grid.product(
+        "two-tasks",
+        {"config": {"modulus": 97, "operations": ("add", "mul")}, "split_seed": None, "stable_steps": 300, "steps": 40_000,
+         "keep_steps": tuple(range(15_000, 40_001, 5_000))},
+        seeds=3,
+        keep_weights="kept",
+    ),
+}  # fmt: skip
+"""The grids that come with the package. ``weight-decay``: single-task addition mod 97 at seven weight decays.
+``two-tasks``: addition and multiplication in one model."""
