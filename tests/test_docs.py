@@ -42,6 +42,53 @@ def test_readme_code_runs_and_gives_the_numbers_it_states():
     assert "k@95%" in out.getvalue()
 
 
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def test_the_grid_of_the_sweeps_page_has_the_cells_that_it_states(tmp_path):
+    pytest.importorskip("tomllib")
+    from mi_ablate.sweep import load_grid
+
+    (text,) = blocks("sweeps.md", "toml")
+    (tmp_path / "width.toml").write_text(text)
+    grid = load_grid(tmp_path / "width.toml")
+    assert (grid.name, grid.keep_weights) == ("width", "last")
+    cells = [(cell.weight_decay, cell.config.d_model, cell.seed) for cell in grid.cells]
+    assert cells == [*((1.0, d, s) for d in (48, 128) for s in range(3)), (0.1, 48, 0), (0.1, 128, 0)]
+    assert len(load_grid(tmp_path / "width.toml", quick=True).cells) == 4
+
+
+def test_the_commands_of_the_sweeps_page_exist():
+    import shlex
+
+    import typer
+
+    from mi_ablate.cli import app
+
+    commands = typer.main.get_command(app).commands
+    (text,) = blocks("sweeps.md", "sh")
+    parsed = [shlex.split(line, comments=True) for line in text.splitlines()]
+    assert {words[1] for words in parsed} == {"train", "runs"}
+    used = set()
+    for program, name, *words in parsed:
+        assert program == "mi-ablate"
+        context = commands[name].make_context(name, list(words), resilient_parsing=False)
+        used |= {key for key, value in context.params.items() if value not in (None, False, [], ())}
+    asked = {"dry_run", "quick", "budget", "engine", "stack", "measure", "where", "sort", "failed", "plot", "as_json"}
+    assert asked <= used
+
+
+def test_the_code_of_the_sweeps_page_reads_records(tmp_path, monkeypatch, capsys):
+    from recorded import failed, record, write
+
+    write(tmp_path / "benchmarks/results/studies", record(0), record(1, weight_decay=0.1), failed(2, weight_decay=0.1))
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("sweeps.md", "python")
+    exec(code, {})
+    assert capsys.readouterr().out == "[200]\n[{'add': {'held_out': 1.0}}]\n"
+
+
 def test_own_workflow_example_prints_what_its_header_says():
     last = run(ROOT / "examples" / "own_workflow.py", []).strip().splitlines()[-1]
     turned, control = (float(x) for x in re.findall(r"\d\.\d+", last))

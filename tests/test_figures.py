@@ -10,7 +10,9 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mi_ablate.curves import Curve
-from mi_ablate.figures import answer_circle, attention, heads, removal, spectrum
+from mi_ablate.figures import answer_circle, attention, heads, removal, spectrum, training_curves
+from mi_ablate.figures._style import PALETTE
+from recorded import failed, record
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -150,6 +152,7 @@ def test_wide_and_narrow_layouts_change_the_same_keys():
         removal({"zero": curve()}),
         spectrum([1], [1.0]),
         answer_circle({3: circle()}, {3: circle()}, fitted, WRITES),
+        training_curves([record(0), record(1)]),
     ]
     for figure in figures:
         assert set(figure.layout.meta["wide"]) == set(figure.layout.meta["narrow"])
@@ -230,3 +233,111 @@ def test_importing_figures_imports_no_plotting_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def curves_of(*grok_steps, weight_decay=1.0):
+    return [record(seed, grok=grok, weight_decay=weight_decay) for seed, grok in enumerate(grok_steps)]
+
+
+def column(run, index):
+    return [row[index] for row in run["metrics"]["training"]["history"]]
+
+
+def test_training_curves_hold_the_histories_and_their_medians():
+    runs = curves_of(100, 300, None)
+    figure = training_curves(runs, title="A title")
+    name = "3 runs, 2 grokked"
+    for run in runs:
+        for index, what in ((1, "train loss"), (2, "train accuracy"), (3, "held-out loss"), (4, "held-out accuracy")):
+            line = named(figure, f"{name}, seed {run['seed']}, {what}")
+            assert (list(line.x), list(line.y)) == (column(run, 0), column(run, index))
+            assert line.yaxis == ("y2" if "loss" in what else "y")
+            assert line.line.dash == ("dot" if "train" in what else "solid")
+    median = named(figure, name)
+    assert (list(median.x), list(median.y)) == ([0, 100, 200, 300, 400], [0, 0, 0, 1, 1])
+    assert list(named(figure, f"{name}, held-out loss").y) == pytest.approx([3.1, 3.1, 3.1, 0.6, 0.6])
+    assert median.line.width == 2.5
+    assert [trace.name for trace in figure.data if trace.showlegend] == [name]
+    groks = named(figure, f"{name}, grok steps")
+    assert (list(groks.x), list(groks.customdata)) == ([100, 300], [0, 1])
+    assert figure.layout.yaxis2.type == "log"
+    assert figure.layout.title.text == "A title"
+
+
+def test_training_curves_have_a_colour_and_a_name_for_each_configuration():
+    runs = [*curves_of(100, 200), *curves_of(300, weight_decay=0.1), *curves_of(None, weight_decay=10.0)]
+    figure = training_curves(runs)
+    told = [(t.name, t.line.color) for t in figure.data if t.showlegend]
+    names = [
+        "weight_decay 0.1<br>1 run, 1 grokked",
+        "weight_decay 1<br>2 runs, 2 grokked",
+        "weight_decay 10<br>1 run, 0 grokked",
+    ]
+    assert told == list(zip(names, PALETTE))
+    alone = [t for t in figure.data if t.legendgroup == names[0]]
+    assert len(alone) == 5, "two accuracies, two losses and the grok step: one run is its own median"
+    assert "seed 0" in alone[0].hovertemplate
+
+
+def test_training_curves_pool_what_is_not_asked_for():
+    runs = [record(0, d_model=16), record(0, d_model=32), record(0, d_model=16, weight_decay=0.1, grok=None)]
+    by = {
+        name: [t.name for t in training_curves(runs, name).data if t.showlegend]
+        for name in ("weight_decay", "config.d_model", "seed")
+    }
+    assert by["weight_decay"] == ["weight_decay 0.1<br>1 run, 0 grokked", "weight_decay 1<br>2 runs, 2 grokked"]
+    assert by["config.d_model"] == ["d_model 16<br>2 runs, 1 grokked", "d_model 32<br>1 run, 1 grokked"]
+    widths = {t.line.width for t in training_curves(runs, "weight_decay").data if t.mode == "lines"}
+    assert widths == {2.5, 1.6}, "each run is a configuration of its own, so none is thin"
+    assert by["seed"] == ["seed 0<br>3 runs, 2 grokked"]
+    configs = [t.name for t in training_curves(runs).data if t.showlegend]
+    assert configs[0] == "weight_decay 0.1, d_model 16<br>1 run, 0 grokked"
+
+
+def test_training_curves_take_medians_over_seeds_alone():
+    runs = [*curves_of(100, 300), *curves_of(None, None, weight_decay=0.1)]
+    figure = training_curves(runs, "config.modulus")
+    (name,) = {t.legendgroup for t in figure.data}
+    assert name == "modulus 7<br>4 runs, 2 grokked"
+    thick = [t for t in figure.data if t.mode == "lines" and t.line.width == 2.5 and t.yaxis == "y"]
+    assert [list(t.y) for t in thick] == [[0, 0.5, 0.5, 1, 1], [0, 0, 0, 0, 0]]
+    assert [t.showlegend for t in thick] == [True, False]
+
+
+def test_training_curves_of_many_configurations_go_from_dark_to_light():
+    runs = [record(0, weight_decay=float(i)) for i in range(8)]
+    colours = [t.line.color for t in training_curves(runs).data if t.showlegend]
+    assert len(set(colours)) == 8
+    brightness = [sum(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in colours]
+    assert brightness == sorted(brightness)
+
+
+def test_medians_of_training_curves_stand_where_all_runs_have_a_step():
+    short, long = record(0), record(1)
+    long["metrics"]["training"]["history"] = long["metrics"]["training"]["history"][::2]
+    figure = training_curves([short, long])
+    assert list(named(figure, "2 runs, 2 grokked").x) == [0, 200, 400]
+
+
+def test_training_curves_switch_the_axis_of_steps():
+    linear_button, log = training_curves(curves_of(100)).layout.updatemenus[0].buttons
+    assert [b.args[0]["xaxis.type"] for b in (linear_button, log)] == ["linear", "log"]
+    assert all(b.args[0]["xaxis2.autorange"] and b.args[0]["xaxis.autorange"] for b in (linear_button, log))
+
+
+def test_training_curves_say_what_the_lines_mean():
+    one, three = (training_curves(curves_of(*steps)).layout.legend.title.text for steps in ([100], [100, 200, 300]))
+    assert "median" not in one
+    assert "triangle: grok step" in one.replace("<br>", " ")
+    assert "thin: one run; thick: median over seeds" in three.replace("<br>", " ")
+
+
+def test_training_curves_leave_out_failed_cells_and_say_what_they_need():
+    figure = training_curves([*curves_of(100), failed(1)])
+    assert [t.name for t in figure.data if t.showlegend] == ["1 run, 1 grokked"]
+    with pytest.raises(ValueError, match=r"^None of the 1 records has a training history; failed cells have none\.$"):
+        training_curves([failed(1)])
+    with pytest.raises(
+        ValueError, match=r"^'wight_decay' is no setting of these records\. Nearest names: weight_decay"
+    ):
+        training_curves(curves_of(100), "wight_decay")
