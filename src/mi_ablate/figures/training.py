@@ -1,7 +1,8 @@
 """Training curves: accuracy and loss of many runs against the step, one colour a configuration.
 
 A history row is: step, train loss, train accuracy, held-out loss, held-out accuracy (`toys.evaluation`). Nothing is computed
-but medians over seeds, at the steps that all of them have.
+but medians over seeds, at the steps that all of them have. Histories hold losses to six decimals, so that smaller ones are 0
+and leave the logarithmic axis at its lower edge.
 """
 
 import statistics
