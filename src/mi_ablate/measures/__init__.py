@@ -7,15 +7,16 @@ own. Multiplication lives on exponents of a primitive root, pairs with a zero ap
 is ``{operation: ...}``, floats have five digits, and None stands for what cannot be computed: no basis in a collapsed
 model, no group spectrum where answers are missing, nothing at all of weights that are not finite.
 
-Shapes, below ``{measure: {operation: ...}}``; "curve" is `plain.curve_json`, "effect" `plain.effect_json`:
+Shapes, below ``{measure: {operation: ...}}``; "effect" is `plain.effect_json`; "curves" is `plain.curves_json`, ks,
+variance_removed: {run: [K]} and one curve an ablation (zero, mean, resample; collateral: zero, mean):
 
     accuracy       train, held_out, all: {accuracy, loss, n}; margin [5]
     embedding      W_E, W_U: {shares, frequencies, top5, top10: {share, random}}; rank99; norms: {W_E, W_U, all}
     class_means    all, train: {answers, singular_values, rank99, dims95, participation, shares}
     variance       mean_norm, total, within, within_eigenvalues; directions: {variance, within, gain, mean}; sites
-    last_residual  directions: {zero, mean, resample: {live, frozen: curve}}; planes: {zero, mean, resample: curve}
-    every_site     zero, mean, resample: {live, frozen: curve}
-    collateral     other operation: {zero, mean: curve}
+    last_residual  directions: {live, frozen: curves}; planes: curves
+    every_site     live, frozen: curves
+    collateral     other operation: curves
     overlap        other operation: {"5", "10", "20", "30": {squared, cosine, isotropic, covariance, split_half}}
     writing        "5", "10", "20", "all": effect | {frequencies, rank, ablated: effect}
 

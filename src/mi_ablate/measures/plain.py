@@ -25,24 +25,25 @@ def plain(value: Any) -> Any:
     return value
 
 
+def curves_json(curves: dict[str, Curve]) -> dict[str, Any]:
+    """Return curves over the same subspaces: their k and the variance removed once, then each by its name."""
+    first = next(iter(curves.values()))
+    shared = {"ks": list(first.ks), "variance_removed": dict(first.variance_removed)}
+    return shared | {name: curve_json(curve) for name, curve in curves.items()}
+
+
 def curve_json(curve: Curve) -> dict[str, Any]:
-    """Return a curve with its controls and every reading of k: ``["k"][run]["0.95"]["first"]["relative"]``."""
-    controls = {
-        name: {
-            "mean": draws.mean(0),
-            "low": draws.amin(0),
-            "high": draws.amax(0),
-            "variance_removed": curve.variance_removed[name],
-        }
-        for name, draws in curve.controls.items()
-    }
-    return {
-        "ks": list(curve.ks),
-        "edited": curve.values,
-        "variance_removed": curve.variance_removed["edited"],
-        "controls": controls,
-        "k": {run: readings(curve, run) for run in ("edited", *curve.controls)},
-    }
+    """Return a curve with its controls and every reading of k: ``["k"][run]["0.95"]["first"]["relative"]``.
+
+    A control is its mean over the draws, with the lowest and the highest where there are several.
+    """
+    controls = {}
+    for name, draws in curve.controls.items():
+        controls[name] = {"mean": draws.mean(0)}
+        if len(draws) > 1:
+            controls[name] |= {"low": draws.amin(0), "high": draws.amax(0)}
+    k = {run: readings(curve, run) for run in ("edited", *curve.controls)}
+    return {"edited": curve.values, "controls": controls, "k": k}
 
 
 def readings(curve: Curve, run: str) -> dict[str, Any]:

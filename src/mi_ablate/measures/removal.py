@@ -7,17 +7,17 @@ frequency are arbitrary, so frequency planes are removed whole as well.
 
 from typing import Any
 
-from mi_ablate.curves import removal_curve
+from mi_ablate.curves import Curve, removal_curve
 from mi_ablate.measures.bases import SPARSE
-from mi_ablate.measures.plain import curve_json
+from mi_ablate.measures.plain import curves_json
 from mi_ablate.measures.subject import DIRECTIONS, DRAWS, Operation
 from mi_ablate.subspace import Subspace
 
-ABLATIONS, NORMS = ("zero", "mean", "resample"), ("live", "frozen")
+ABLATIONS = ("zero", "mean", "resample")
 
 
 def last_residual(one: Operation) -> dict[str, Any] | None:
-    """Curves at the last residual: ``["directions"][ablation][norms]`` and ``["planes"][ablation]``."""
+    """Curves at the last residual: ``["directions"][norms][ablation]`` and ``["planes"][ablation]``."""
     if not one.measurable or one.bases is None:
         return None
     basis = one.bases[one.last]
@@ -25,14 +25,13 @@ def last_residual(one: Operation) -> dict[str, Any] | None:
     whole: dict[str, Any] | None = None
     if one.planes is not None and one.planes.rank > 1:
         ks = range(0, min(DIRECTIONS, one.planes.rank) // 2 * 2 + 1, 2)
-        whole = {
-            ablation: _curve(one, {one.last: one.planes}, ks, ablation, step=2, controls={}) for ablation in ABLATIONS
-        }
+        at = {one.last: one.planes}
+        whole = curves_json({a: _curve(one, at, ks, a, step=2, controls={}) for a in ABLATIONS})
     return {"directions": directions, "planes": whole}
 
 
 def every_site(one: Operation) -> dict[str, Any] | None:
-    """Curves with a basis of its own at each site after the first attention: ``[ablation][norms]``."""
+    """Curves with a basis of its own at each site after the first attention: ``[norms][ablation]``."""
     if not one.measurable or one.bases is None:
         return None
     most = min(basis.rank for basis in one.bases.values())
@@ -53,22 +52,19 @@ def collateral(one: Operation) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for other in others:
         curves = {a: _curve(other, basis, ks, a, controls=one.controls) for a in ("zero", "mean") if other.measurable}
-        found[other.name] = curves or None
+        found[other.name] = curves_json(curves) if curves else None
     return found
 
 
 def _curves(one: Operation, bases: dict[str, Subspace], ks: Any) -> dict[str, Any]:
     """Every ablation, with live and with frozen norms; a model without norms is measured once."""
     bare = one.subject.config.config.normalization is None
-    found: dict[str, Any] = {}
-    for ablation in ABLATIONS:
-        live = _curve(one, bases, ks, ablation, controls=one.controls)
-        frozen = live if bare else _curve(one, bases, ks, ablation, controls=one.controls, norms="frozen")
-        found[ablation] = dict(zip(NORMS, (live, frozen)))
-    return found
+    live = {a: _curve(one, bases, ks, a, controls=one.controls) for a in ABLATIONS}
+    frozen = live if bare else {a: _curve(one, bases, ks, a, controls=one.controls, norms="frozen") for a in ABLATIONS}
+    return {"live": curves_json(live), "frozen": curves_json(frozen)}
 
 
-def _curve(one: Operation, bases: dict[str, Subspace], ks: Any, ablation: str, **kw: Any) -> dict[str, Any]:
+def _curve(one: Operation, bases: dict[str, Subspace], ks: Any, ablation: str, **kw: Any) -> Curve:
     """The curve of an operation's held-out accuracy."""
     model, tokens = one.task.toy.model, one.held_tokens
-    return curve_json(removal_curve(model, tokens, bases, one.metric, ks=ks, ablation=ablation, draws=DRAWS, **kw))
+    return removal_curve(model, tokens, bases, one.metric, ks=ks, ablation=ablation, draws=DRAWS, **kw)

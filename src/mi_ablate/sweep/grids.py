@@ -58,8 +58,8 @@ class Grid:
         base: Mapping[str, Any],
         *,
         arms: Sequence[Mapping[str, Any]] = ({},),
-        axes: Mapping[str, Sequence[Any]] | None = None,
-        seeds: int | Sequence[int] = (0,),
+        axes: Mapping[str, Any] | None = None,
+        seeds: Any = (0,),
         keep_weights: str = "last",
     ) -> "Grid":
         """Return arms x axes x seeds over ``base``; an arm may name ``seeds`` of its own.
@@ -158,7 +158,7 @@ def from_dict(data: Mapping[str, Any], default_name: str = "grid") -> Grid:
     )
 
 
-def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+def _seeds(seeds: Any) -> Sequence[int]:
     chosen = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if isinstance(chosen, (str, bool)) or not all(isinstance(s, int) and not isinstance(s, bool) for s in chosen):
         raise ValueError(f"seeds = {seeds!r} must be a list of whole numbers, or how many.")

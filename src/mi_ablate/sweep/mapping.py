@@ -9,11 +9,12 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 
+@runtime_checkable
 class Mergeable(Protocol):
     """What `merged` adds up."""
 

@@ -39,8 +39,8 @@ def run_grid(
     engine: str = "local",
     workers: int | None = None,
     stack: int = 1,
-    gpu_share: float = 0.25,
-    budget: float | None = None,
+    gpu_share: int | float = 0.25,
+    budget: int | float | None = None,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
@@ -131,7 +131,8 @@ def _stacks(todo: Sequence[Planned], stack: int) -> list[list[Planned]]:
     order: list[list[Planned]] = []
     for planned in todo:
         cell = planned.task.cell
-        shape = (cell.config, cell.batch_size, cell.evaluate_every, planned.task.known is None)
+        fraction = cell.train_fraction if cell.batch_size is None else None
+        shape = (cell.config, cell.batch_size, fraction, cell.evaluate_every, planned.task.known is None)
         own = groups.setdefault(shape, [])
         if not own or len(own[-1]) == stack:
             own.append([])
