@@ -103,16 +103,27 @@ def train(
         todo = sweep.plan(grid, results=results, runs=runs, measures=measure, device=device, command=_command())
         options = {"engine": engine, "stack": stack, "gpu_share": gpu_share, "budget": budget}
         return _say_plan(todo, workers) if dry_run else _run_plan(todo, workers=workers, **options)
+    _known(what)
+    settings = load_recipe(what)
     if dry_run or quick or measure or budget is not None or engine != "local" or stack != 1:
         raise ValueError(
-            f"{what!r} is one recipe; --dry-run, --quick, --measure, --budget, --engine and --stack are for grids."
+            f"{what!r} is no grid; --dry-run, --quick, --measure, --budget, --engine and --stack need one."
         )
-    settings = load_recipe(what)
     settings = settings if seed is None else replace(settings, seed=seed)
     settings = settings if steps is None else replace(settings, steps=steps)
     folder = out or Path("runs") / Path(what).stem
     result = run(settings, out=folder, device=device, resume=resume, command=_command())
     typer.echo(result)
+
+
+def _known(what: str) -> None:
+    """Raise a ValueError for a name that is neither a recipe's nor a grid's."""
+    from mi_ablate._types import nearest
+    from mi_ablate.sweep import GRIDS
+    from mi_ablate.toys.recipes import RECIPES
+
+    if not Path(what).suffix and what not in RECIPES:
+        raise ValueError(f"There is no recipe or grid {what!r}. {nearest(what, [*RECIPES, *GRIDS])}")
 
 
 def _say_plan(todo: "Plan", workers: int | None) -> None:

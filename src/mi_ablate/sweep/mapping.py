@@ -51,8 +51,8 @@ def merged(
         from mi_ablate.sweep.on_ray import connect
 
         ray = connect(workers)
-        single = ray.remote(num_cpus=1)(functools.partial(_one_thread, function))
-        results = ray.get([single.remote(part) for part in parts])
+        single = ray.remote(num_cpus=1)(_one_thread)
+        results = ray.get([single.remote(function, part) for part in parts])
     elif engine == "local":
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(parts)), mp_context=spawn) as pool:
