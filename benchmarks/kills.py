@@ -72,7 +72,9 @@ def kill_often(
     return hit
 
 
-def compare(folder: Path, grid: dict[str, Any], measures: Sequence[str], kills: int, seed: int, wait: tuple[float, float]) -> dict[str, Any]:  # fmt: skip
+def compare(
+    folder: Path, grid: dict[str, Any], measures: Sequence[str], kills: int, seed: int, wait: tuple[float, float]
+) -> dict[str, Any]:
     """Run ``grid`` in ``folder`` undisturbed and killed; return what happened and whether the records agree."""
     (folder / "grid.json").write_text(json.dumps(grid))
     run(folder / "whole", measures)

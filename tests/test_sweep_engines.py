@@ -139,6 +139,7 @@ def test_ray_gives_the_records_of_the_local_engine(tmp_path: Path, grid: Path, r
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_fitters_merge_over_ray(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
+
     from sweep_parts import acts_of, fit_part
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))

@@ -52,7 +52,7 @@ class RecordFile:
         """
         if self._lock is None:
             raise RuntimeError(f"{self.path} is not open for writing; use `with RecordFile(path) as records:`.")
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         before = self.path.stat().st_size if self.path.exists() else 0
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
