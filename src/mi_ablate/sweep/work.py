@@ -122,13 +122,14 @@ def _trained(task: Task, folder: Path) -> Record:
     )
     sources = _sources(cell, folder)
     kept = sources[:-1] if task.keep_weights == "kept" and len(sources) > 1 else sources[-1:]
+    measured = list(_measured(task, folder, {}).values())
     packed = [pack(path, Path(task.weights), task.key, target) for target, path in kept]
     return {
         **task.identity(),
         "status": "done",
         "metrics": {
             "training": {name: result.card[name] for name in FROM_TRAINING if name in result.card},
-            "checkpoints": list(_measured(task, folder, {}).values()),
+            "checkpoints": measured,
         },
         "measures": list(task.measures),
         "measures_version": VERSION,
