@@ -1,6 +1,6 @@
 """Claim: a grid that is killed at random moments ends with the records of one that was never interrupted.
 
-A grid of quick cells (one layer, d 64, p = 29, full batch, 2,400 steps, two seeds) is run twice with ``mi-ablate train``.
+A grid of quick cells (one layer, d 64, p = 29, full batch, 2,400 steps, three seeds) is run twice with ``mi-ablate train``.
 The first is left alone. The second is killed (SIGKILL) after random seconds and started again until the wanted number of
 kills is reached; about a third of the kills hit a worker first and then the command itself. Records must be equal in
 everything but ``command`` and ``run`` (host, process, times), and each cell must have been recorded once.
@@ -27,7 +27,7 @@ from mi_ablate.sweep.records import comparable
 
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 QUICK: dict[str, Any] = {
-    "name": "kills", "seeds": [0, 1],
+    "name": "kills", "seeds": [0, 1, 2],
     "base": {
         "train_fraction": 0.7, "batch_size": None, "steps": 2400, "keep_steps": [1200, 2400], "split_seed": "seed",
         "config": {"modulus": 29, "n_layers": 1, "d_model": 64, "d_mlp": 256},
@@ -65,6 +65,8 @@ def kill_often(
                 hit["worker"] += 1
             time.sleep(chance.uniform(0, wait[0]))
         if process.poll() is not None:
+            if process.returncode:
+                sys.exit(f"The grid failed by itself with status {process.returncode}.")
             break
         process.kill()
         process.wait()
@@ -96,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(Path(folder), QUICK, (), args.kills, args.seed, wait=(4, 20))
+        found = compare(Path(folder), QUICK, (), args.kills, args.seed, wait=(3, 8))
     words = f"python benchmarks/kills.py --kills {args.kills} --seed {args.seed} --write"
     line = json.dumps({"benchmark": "kills", "command": words, "seed": args.seed, **found})
     print(line)
@@ -105,6 +107,8 @@ def main() -> None:
             file.write(line + "\n")
     if not (found["equal"] and found["recorded_once"]):
         sys.exit("The records differ.")
+    if found["kills"] < args.kills:
+        sys.exit(f"The grid was done after {found['kills']} kills; give it longer cells.")
 
 
 if __name__ == "__main__":

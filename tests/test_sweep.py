@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import mi_ablate.sweep.run
 from mi_ablate import _files, toys
-from mi_ablate.sweep import GRIDS, Grid, RecordFile, is_grid, load_grid, merged, plan, run_grid
+from mi_ablate.measures import VERSION
+from mi_ablate.sweep import GRIDS, Grid, RecordFile, check_options, is_grid, load_grid, merged, plan, run_grid
 from mi_ablate.sweep import local as engine
 from mi_ablate.sweep.grids import config_hash, key_of, label
 from mi_ablate.sweep.records import FORMAT, comparable
-from mi_ablate.sweep.tasks import Task
-from mi_ablate.sweep.work import perform_all
+from mi_ablate.sweep.tasks import FULL_DISK, Task
+from mi_ablate.sweep.work import perform
 from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.recipes import TrainConfig
 
@@ -52,7 +55,7 @@ def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
             yield None
             for task in group:
                 task.clear()
-            perform_all(group)
+            perform(group)
             yield from [task.ended() for task in group]
 
     if "processes" not in request.fixturenames:
@@ -128,6 +131,19 @@ class TestGrids:
         (tmp_path / "t.toml").write_text(text)
         assert load_grid(tmp_path / "t.toml") == tiny()
 
+    def test_both_ways_of_naming_the_models_settings(self) -> None:
+        nested = Grid.product("g", {"config": {"modulus": 7}}, arms=[{"config": {"n_layers": 1}}])
+        assert Grid.product("g", {"config.modulus": 7}, arms=[{"config.n_layers": 1}]) == nested
+        assert nested.cells[0].config == ToyConfig(modulus=7, n_layers=1)
+
+    def test_one_and_one_point_zero_are_one_cell(self) -> None:
+        one, other = (Grid.product("g", BASE, axes={"weight_decay": [value]}).cells[0] for value in (10, 10.0))
+        assert (one, key_of(one), config_hash(one)) == (other, key_of(other), config_hash(other))
+
+    def test_quick_grids_fit_whatever_the_grid_says(self) -> None:
+        odd = Grid.product("g", {"config": {"modulus": 97, "n_heads": 3, "d_model": 48}, "evaluate_every": 500})
+        assert odd.quick().cells[0].config.n_heads == 4
+
     def test_quick_grids_are_small_and_keep_what_is_compared(self) -> None:
         quick = load_grid("weight-decay", quick=True)
         assert quick.name == "weight-decay-quick"
@@ -151,6 +167,24 @@ class TestGrids:
             ({"name": "a/b"}, "makes no file name"),
             ({"keep_weights": "all"}, "keep_weights 'all' must be one of"),
             ({"bases": {}}, r"'bases' is no key of a grid.*base"),
+            ({"base": {**BASE, "steps": "60"}}, "steps = '60' must be int"),
+            ({"base": {**BASE, "steps": 60.0}}, "steps = 60.0 must be int"),
+            ({"base": {**BASE, "keep_steps": 40}}, "keep_steps = 40 must be tuple"),
+            ({"base": {**BASE, "betas": [0.9]}}, "betas = .* must be tuple"),
+            ({"base": {**BASE, "weight_decay": float("inf")}}, "weight_decay = inf must be .* finite"),
+            ({"base": {**BASE, "config": {"modulus": "7"}}}, "modulus = '7' must be int"),
+            ({"base": {**BASE, "config": 97}}, "config = 97 must hold the model's settings"),
+            ({"base": {**BASE, "seed": 7}}, "a grid's seeds stand in its list seeds"),
+            ({"base": [1]}, r"base = \[1\] and axes = {} must be tables"),
+            ({"arms": {"weight_decay": 1.0}}, "must be a list of tables"),
+            ({"arms": [1.0]}, "must be a list of tables"),
+            ({"axes": ["weight_decay"]}, "must be tables of settings"),
+            ({"seeds": 1.5}, "must be a list of whole numbers, or how many"),
+            ({"name": 5}, "name = 5 must be text"),
+            (
+                {"arms": [{"weight_decay": 1.0}], "axes": {"weight_decay": [0.1]}},
+                "weight_decay is set by an arm and by an axis",
+            ),
         ],
     )
     def test_what_makes_no_grid(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -202,6 +236,14 @@ class TestRecordFile:
         with pytest.raises(_files.ArtefactError, match=message):
             plan(tiny(), results=tmp_path)
 
+    def test_a_last_line_that_lacks_only_its_newline_is_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "r.jsonl"
+        path.write_text(json.dumps(line("a")) + "\n" + json.dumps(line("b")))
+        assert list(RecordFile(path).latest()) == ["a", "b"]
+        with RecordFile(path) as file:
+            file.append(line("c"))
+        assert [r["key"] for r in file.lines()] == ["a", "b", "c"]
+
     def test_two_writers(self, tmp_path: Path) -> None:
         file = RecordFile(tmp_path / "r.jsonl")
         with pytest.raises(RuntimeError, match="is not open for writing"):
@@ -235,6 +277,58 @@ class TestRecordFile:
 
 
 class TestRunning:
+    def test_a_plan_that_is_out_of_date_repeats_nothing(self, tmp_path: Path) -> None:
+        todo = plan(tiny(), results=tmp_path / "results", runs=tmp_path / "runs", measures=("accuracy",))
+        assert [run_grid(todo, progress=False).recorded for _ in range(2)] == [4, 0]
+
+    def test_two_grids_in_one_folder_of_runs(self, tmp_path: Path) -> None:
+        held = FileLock(tmp_path / "runs" / "tiny" / ".lock")
+        (tmp_path / "runs" / "tiny").mkdir(parents=True)
+        with held, pytest.raises(RuntimeError, match=r"Another process trains in .*tiny.*--out"):
+            run(tiny(), tmp_path)
+        assert run(tiny(), tmp_path).recorded == 4
+
+    def test_a_disk_too_full_to_say_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mi_ablate.sweep.run, "local", engine.local)
+        dying = [sys.executable, "-c", f"import os; os.read(0, 1); os._exit({FULL_DISK})"]
+        monkeypatch.setattr(engine, "_start", lambda: subprocess.Popen(dying, stdin=subprocess.PIPE))
+        with pytest.raises(OSError, match="the disk is full in"):
+            run(tiny(), tmp_path)
+        assert records(tmp_path) == {}
+
+    def test_a_worker_of_another_version_does_not_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mi_ablate.sweep.work, "VERSION", VERSION + 1)
+        outcome = run(tiny(), tmp_path)
+        assert all("another version of mi_ablate" in error for error in outcome.failed.values())
+
+    def test_one_unreadable_checkpoint_of_a_stack(self, tmp_path: Path) -> None:
+        spoilt = tmp_path / "runs" / "tiny" / key_of(tiny().cells[1]) / "checkpoint.safetensors"
+        spoilt.parent.mkdir(parents=True)
+        spoilt.write_bytes(b"no checkpoint")
+        outcome = run(tiny(), tmp_path, stack=4)
+        assert (outcome.recorded, list(outcome.failed)) == (3, [key_of(tiny().cells[1])])
+        assert "not a readable safetensors file" in next(iter(outcome.failed.values()))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"workers": 0}, "workers=0: at least 1"),
+            ({"budget": -1}, "budget=-1: minutes, at least 0"),
+            ({"budget": float("nan")}, "budget=nan: minutes"),
+            ({"gpu_share": 0}, "gpu_share=0: above 0"),
+        ],
+    )
+    def test_options_that_cannot_be_meant(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_options(**options)
+
+    def test_devices_that_are_not_there(self) -> None:
+        with pytest.raises(ValueError, match="There is no device 'gpu'"):
+            plan(tiny(), device="gpu")
+        if not torch.cuda.is_available():
+            with pytest.raises(ValueError, match="finds no CUDA device"):
+                plan(tiny(), device="cuda")
+
     @pytest.mark.usefixtures("processes")
     def test_every_cell_is_recorded_once(self, tmp_path: Path) -> None:
         lines: list[str] = []
@@ -349,6 +443,39 @@ class TestRunning:
 
 
 class TestMeasuringLater:
+    def test_another_training_of_the_cell_is_not_taken_for_the_records(self, tmp_path: Path) -> None:
+        run(tiny(), tmp_path)
+        run(tiny(), tmp_path / "other", SOME)
+        for path in (tmp_path / "runs").rglob("*.safetensors"):
+            state, card = _files.read(path)
+            _files.write(path, {name: t + 0.1 if "W_E" in name else t for name, t in state.items()}, card)
+        assert run(tiny(), tmp_path, SOME).recorded == 4
+        for key, record in records(tmp_path).items():
+            first, last = record["metrics"]["checkpoints"]
+            assert set(first["measures"]) == {"accuracy"}
+            assert last["half_precision"] == ["embedding"]
+            theirs = records(tmp_path / "other")[key]["metrics"]["checkpoints"][-1]["measures"]["embedding"]["add"]
+            mine = last["measures"]["embedding"]["add"]
+            assert mine["norms"]["W_E"] == pytest.approx(theirs["norms"]["W_E"], rel=1e-3)
+
+    def test_measures_of_another_version_are_all_taken_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(tiny(), tmp_path, SOME)
+        for module in (mi_ablate.sweep.work, mi_ablate.sweep.tasks):
+            monkeypatch.setattr(module, "VERSION", VERSION + 1)
+        assert run(tiny(), tmp_path, ("accuracy",)).recorded == 4
+        for record in records(tmp_path).values():
+            assert (record["measures"], record["measures_version"]) == (list(SOME), VERSION + 1)
+            assert all(set(e["measures"]) == set(SOME) for e in record["metrics"]["checkpoints"])
+
+    def test_records_elsewhere_bring_their_weights(self, tmp_path: Path) -> None:
+        run(tiny(), tmp_path)
+        todo = plan(tiny(), results=tmp_path / "else", runs=tmp_path / "runs", measures=("accuracy",))
+        assert repr(todo) == "Plan(tiny: 4 to resume)"
+        assert run_grid(todo, progress=False).recorded == 4
+        assert len(list((tmp_path / "else" / "weights" / "tiny").glob("*.safetensors"))) == 4
+
     def test_measures_are_added_without_training(self, tmp_path: Path) -> None:
         run(tiny(), tmp_path / "a")
         run(tiny(), tmp_path / "b", SOME)
@@ -365,8 +492,8 @@ class TestMeasuringLater:
         assert run(tiny(), tmp_path, SOME).recorded == 4
         for record in records(tmp_path).values():
             first, last = record["metrics"]["checkpoints"]
-            assert (set(first["measures"]), first["weights"]) == ({"accuracy"}, "float32")
-            assert (set(last["measures"]), last["weights"]) == (set(SOME), "float16")
+            assert (set(first["measures"]), "half_precision" in first) == ({"accuracy"}, False)
+            assert (set(last["measures"]), last["half_precision"]) == (set(SOME), ["embedding"])
 
     def test_weights_that_are_not_the_records(self, tmp_path: Path) -> None:
         run(tiny(), tmp_path)
@@ -393,7 +520,7 @@ class TestMeasuringLater:
 
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path: Path) -> None:
         run(tiny(), tmp_path)
-        one, two = sorted((tmp_path / "runs" / "tiny").iterdir())[:2]
+        one, two = sorted(p for p in (tmp_path / "runs" / "tiny").iterdir() if p.is_dir())[:2]
         (one / "kept-40.safetensors").write_bytes((two / "kept-40.safetensors").read_bytes())
         outcome = run(tiny(), tmp_path, SOME)
         assert outcome.recorded == 3

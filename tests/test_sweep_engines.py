@@ -74,9 +74,14 @@ def test_a_failed_cell_is_the_exit_status(tmp_path: Path, grid: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("weight-decay", "--seed", "1"), "--seed, --steps and --no-resume are for recipes"),
-        (("add97", "--dry-run"), "'add97' is no grid"),
-        (("add97", "--stack", "2"), "'add97' is no grid"),
+        (("weight-decay", "--seed", "1"), "'weight-decay' is a grid; --seed is for a recipe"),
+        (("add97", "--stack", "2"), "'add97' is a recipe; --stack is for a grid"),
+        (("add97",), "'add97' is a recipe; --measure is for a grid"),
+        (("weight-decay", "--dry-run", "--workers", "0"), "workers=0: at least 1"),
+        (("weight-decay", "--stack", "0"), "stack=0: at least 1"),
+        (("weight-decay", "--gpu-share", "2"), "gpu_share=2.0: above 0"),
+        (("weight-decay", "--budget", "-5"), "budget=-5.0: minutes, at least 0"),
+        (("weight-decay", "--device", "gpu"), "There is no device 'gpu'"),
         (("weight-decya",), "There is no recipe or grid 'weight-decya'. Nearest names: weight-decay"),
         (("weight-decay", "--engine", "spark"), "There is no engine 'spark'"),
     ],

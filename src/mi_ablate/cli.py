@@ -73,47 +73,59 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Recipe: another seed than its own.")] = None,
     steps: Annotated[int | None, typer.Option(help="Recipe: another number of steps than its own.")] = None,
     resume: Annotated[bool, typer.Option(help="Recipe: continue from the folder's checkpoint.")] = True,
-    engine: Annotated[str, typer.Option(help="Grid: local (processes) or ray (needs the extra ray).")] = "local",
+    engine: Annotated[
+        str | None, typer.Option(help="Grid: local (processes; the default) or ray (needs the extra ray).")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Grid: tasks at once; as many as cores by default.")] = None,
-    stack: Annotated[int, typer.Option(help="Grid: cells of one shape trained together in a worker; for GPUs.")] = 1,
-    gpu_share: Annotated[float, typer.Option(help="Grid on ray with cuda: part of a GPU that a task reserves.")] = 0.25,
+    stack: Annotated[int | None, typer.Option(help="Grid: cells of one shape trained together; for GPUs.")] = None,
+    gpu_share: Annotated[
+        float | None, typer.Option(help="Grid on ray with cuda: part of a GPU that a task reserves; 0.25.")
+    ] = None,
     budget: Annotated[float | None, typer.Option(metavar="MINUTES", help="Grid: stop then; resume later.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Grid: list cells, steps and an estimate, and train nothing.")] = False,
     measure: Annotated[
         list[str] | None, typer.Option(help="Grid: only this measure; may be repeated. All by default.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="Grid: small models that grok in about a minute.")] = False,
-    results: Annotated[Path, typer.Option(help="Grid: folder of the records.")] = Path("benchmarks/results/studies"),
-    threads: Threads = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Grid: folder of the records, benchmarks/results/studies by default.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Recipe: torch threads, 1 by default.")] = None,
 ) -> None:
     """Train a toy, or every cell of a grid; interrupt it at any time and run the same command to go on."""
-    _threads(threads)
+    _threads(threads or 1)
     from dataclasses import replace
 
     from mi_ablate import sweep
     from mi_ablate.toys.recipes import load_recipe
     from mi_ablate.toys.train import train as run
 
+    options = {"engine": engine, "workers": workers, "stack": stack, "gpu_share": gpu_share, "budget": budget}
     if sweep.is_grid(what):
-        if seed is not None or steps is not None or not resume:
-            raise ValueError(
-                "--seed, --steps and --no-resume are for recipes; a grid's file names its seeds and steps."
-            )
-        grid, runs = sweep.load_grid(what, quick), out or Path("runs")
-        todo = sweep.plan(grid, results=results, runs=runs, measures=measure, device=device, command=_command())
-        options = {"engine": engine, "stack": stack, "gpu_share": gpu_share, "budget": budget}
-        return _say_plan(todo, workers) if dry_run else _run_plan(todo, workers=workers, **options)
+        _refuse(f"{what!r} is a grid", "a recipe", seed=seed, steps=steps, no_resume=not resume, threads=threads)
+        chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        sweep.check_options(**chosen)
+        places: dict[str, Any] = {"results": results or sweep.RESULTS, "runs": out or sweep.RUNS}
+        grid = sweep.load_grid(what, quick)
+        todo = sweep.plan(grid, **places, measures=measure, device=device, command=_command())
+        return _say_plan(todo, workers) if dry_run else _run_plan(todo, **chosen)
     _known(what)
+    _refuse(
+        f"{what!r} is a recipe", "a grid", **options, dry_run=dry_run, measure=measure, quick=quick, results=results
+    )
     settings = load_recipe(what)
-    if dry_run or quick or measure or budget is not None or engine != "local" or stack != 1:
-        raise ValueError(
-            f"{what!r} is no grid; --dry-run, --quick, --measure, --budget, --engine and --stack need one."
-        )
     settings = settings if seed is None else replace(settings, seed=seed)
     settings = settings if steps is None else replace(settings, steps=steps)
     folder = out or Path("runs") / Path(what).stem
     result = run(settings, out=folder, device=device, resume=resume, command=_command())
     typer.echo(result)
+
+
+def _refuse(this: str, other: str, **options: Any) -> None:
+    """Raise a ValueError for options on the command line that would do nothing."""
+    for name, value in options.items():
+        if value not in (None, False):
+            raise ValueError(f"{this}; --{name.replace('_', '-')} is for {other}.")
 
 
 def _known(what: str) -> None:
@@ -142,7 +154,11 @@ def _say_plan(todo: "Plan", workers: int | None) -> None:
 def _run_plan(todo: "Plan", **options: Any) -> None:
     from mi_ablate import sweep
 
-    outcome = sweep.run_grid(todo, report=lambda line: typer.echo(line, err=True), **options)
+    try:
+        outcome = sweep.run_grid(todo, report=lambda line: typer.echo(line, err=True), **options)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from the last checkpoints.", err=True)
+        raise SystemExit(130) from None
     typer.echo(f"{outcome!r}: {todo.records}")
     if outcome.left:
         typer.echo("The same command goes on where this one stopped.", err=True)

@@ -6,17 +6,20 @@ cell. Only finished cells are recorded; everything else can be resumed.
 
 from mi_ablate.sweep.grids import GRIDS, Grid, is_grid, load_grid
 from mi_ablate.sweep.mapping import merged
-from mi_ablate.sweep.plans import Plan, plan
+from mi_ablate.sweep.plans import RESULTS, RUNS, Plan, plan
 from mi_ablate.sweep.records import FORMAT, RecordFile
-from mi_ablate.sweep.run import Outcome, run_grid
+from mi_ablate.sweep.run import Outcome, check_options, run_grid
 
 __all__ = [
     "FORMAT",
     "GRIDS",
+    "RESULTS",
+    "RUNS",
     "Grid",
     "Outcome",
     "Plan",
     "RecordFile",
+    "check_options",
     "is_grid",
     "load_grid",
     "merged",

@@ -23,6 +23,7 @@ from typing import Any
 from mi_ablate._types import nearest
 from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.recipes import TrainConfig, read_settings
+from mi_ablate.toys.settings import flat
 
 KEYS = ("name", "seeds", "base", "arms", "axes", "keep_weights")
 KEEP_WEIGHTS = ("last", "kept")
@@ -55,10 +56,10 @@ class Grid:
     def product(
         cls,
         name: str,
-        base: Mapping[str, Any],
+        base: Any,
         *,
-        arms: Sequence[Mapping[str, Any]] = ({},),
-        axes: Mapping[str, Any] | None = None,
+        arms: Any = ({},),
+        axes: Any = None,
         seeds: Any = (0,),
         keep_weights: str = "last",
     ) -> "Grid":
@@ -68,16 +69,23 @@ class Grid:
             ValueError: a key that does not exist (with the nearest one), values that are no list, a repeated cell.
 
         """
-        axes = dict(axes or {})
+        axes = {} if axes is None else axes
+        if not isinstance(axes, Mapping) or not isinstance(base, Mapping):
+            raise ValueError(f"base = {base!r} and axes = {axes!r} must be tables of settings.")
+        if not isinstance(arms, Sequence) or not all(isinstance(arm, Mapping) for arm in arms):
+            raise ValueError(f"arms = {arms!r} must be a list of tables, such as [{{weight_decay = 1.0}}].")
         for key, values in axes.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise ValueError(f"The axis {key!r} is {values!r}; a list of at least one value is needed.")
         cells = []
         for arm in arms:
             own = _seeds(arm.get("seeds", seeds))
-            changes = {key: value for key, value in arm.items() if key != "seeds"}
+            changes = _flat({key: value for key, value in arm.items() if key != "seeds"})
+            both = sorted(set(changes) & set(axes))
+            if both:
+                raise ValueError(f"{', '.join(both)} is set by an arm and by an axis; leave it to one of them.")
             for point in itertools.product(*axes.values()):
-                settings = _changed(base, {**changes, **dict(zip(axes, point))})
+                settings = _settings({**_flat(base), **changes, **dict(zip(axes, point))})
                 cells += [TrainConfig.from_dict({**settings, "seed": seed}) for seed in own]
         return cls(name, tuple(cells), keep_weights)
 
@@ -148,8 +156,11 @@ def from_dict(data: Mapping[str, Any], default_name: str = "grid") -> Grid:
     for key in data:
         if key not in KEYS:
             raise ValueError(f"{key!r} is no key of a grid. {nearest(key, KEYS)}")
+    name = data.get("name", default_name)
+    if not isinstance(name, str):
+        raise ValueError(f"name = {name!r} must be text.")
     return Grid.product(
-        data.get("name", default_name),
+        name,
         data.get("base", {}),
         arms=data.get("arms", ({},)),
         axes=data.get("axes"),
@@ -160,13 +171,24 @@ def from_dict(data: Mapping[str, Any], default_name: str = "grid") -> Grid:
 
 def _seeds(seeds: Any) -> Sequence[int]:
     chosen = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    if isinstance(chosen, (str, bool)) or not all(isinstance(s, int) and not isinstance(s, bool) for s in chosen):
+    if not isinstance(chosen, (range, list, tuple)) or not all(
+        isinstance(s, int) and not isinstance(s, bool) for s in chosen
+    ):
         raise ValueError(f"seeds = {seeds!r} must be a list of whole numbers, or how many.")
     return chosen
 
 
-def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = {**base, "config": dict(base.get("config", {}))}
+def _flat(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by one name each, the model's as "config.NAME" whichever way they were given."""
+    config = changes.get("config", {})
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config = {config!r} must hold the model's settings, such as {{modulus = 97}}.")
+    return flat({**changes, "config": config})
+
+
+def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `TrainConfig.from_dict` takes, after checking every name."""
+    settings: dict[str, Any] = {"config": {}}
     names = [f.name for f in fields(TrainConfig) if f.name not in ("config", "seed")]
     models = [f"config.{f.name}" for f in fields(ToyConfig)]
     for key, value in changes.items():
@@ -174,6 +196,8 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
             settings["config"][key.removeprefix("config.")] = value
         elif key in names:
             settings[key] = value
+        elif key == "seed":
+            raise ValueError(f"seed = {value!r}: a grid's seeds stand in its list seeds = [{value!r}].")
         else:
             raise ValueError(f"{key!r} is no setting of a training run. {nearest(key, [*names, *models])}")
     if settings.get("split_seed") == "seed":
@@ -205,9 +229,9 @@ def _brief(value: Any) -> str:
 
 def _quick(cell: TrainConfig) -> TrainConfig:
     """One layer, d 64, p = 29, 70 % of the pairs, full batch: groks within about 2,000 steps at weight decay 1."""
-    shape = replace(cell.config, modulus=29, n_layers=1, d_model=64, d_mlp=256)
+    shape = replace(cell.config, modulus=29, n_layers=1, d_model=64, n_heads=4, d_mlp=256)
     return replace(
-        cell, config=shape, train_fraction=0.7, batch_size=None, steps=2400, stop_when_stable_for=None,
+        cell, config=shape, train_fraction=0.7, batch_size=None, steps=2400, evaluate_every=100, stop_when_stable_for=None,
         keep_steps=(1200, 2400),
     )  # fmt: skip
 

@@ -15,11 +15,18 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mi_ablate.sweep.tasks import LOG, Ended, Task
+from mi_ablate.sweep.tasks import FULL, FULL_DISK, LOG, Ended, Task
 
 ATTEMPTS = 3
 PAUSE = 0.2
 """Seconds between looks at the workers."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass
@@ -34,6 +41,8 @@ class _Worker:
         for task in tasks:
             Path(task.folder).mkdir(parents=True, exist_ok=True)
             task.clear()
+            if attempt == 1:
+                (Path(task.folder) / LOG).unlink(missing_ok=True)
         self.tasks, self.attempt = tasks, attempt
         with contextlib.suppress(BrokenPipeError):  # a death that the next look finds
             self.process.stdin.write(json.dumps([task.to_json() for task in tasks]).encode() + b"\n")  # type: ignore[union-attr]
@@ -70,13 +79,17 @@ def local(groups: Sequence[Sequence[Task]], workers: int) -> Generator[Ended | N
                 if dead:
                     team.remove(worker)
                     _stop(worker.process)
-                if died and worker.attempt < ATTEMPTS:
+                if died and worker.process.returncode == FULL_DISK:
+                    yield from [Ended(task, None, "the disk is full", FULL[0]) for task in died]
+                elif died and worker.attempt < ATTEMPTS:
                     waiting.appendleft((died, worker.attempt + 1))
                 elif died:
                     yield from [Ended(task, None, worker.death(), attempts=ATTEMPTS) for task in died]
                 yield from [end._replace(attempts=worker.attempt) for _, end in ends if end is not None]
                 worker.tasks = ()
     finally:
+        for worker in team:
+            _close(worker.process)
         for worker in team:
             _stop(worker.process)
 
@@ -87,11 +100,15 @@ def _start() -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **one})
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Close a worker's standard input, at which it ends if it has not, and wait for it."""
+def _close(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(BrokenPipeError):
         if process.stdin is not None:
             process.stdin.close()
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Close a worker's standard input, at which it ends if it has not, and wait for it."""
+    _close(process)
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:

@@ -6,12 +6,13 @@ not depend on which worker is quicker.
 
 import functools
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+
+from mi_ablate.sweep.local import cores
 
 
 @runtime_checkable
@@ -46,7 +47,7 @@ def merged(
     """
     if not parts:
         raise ValueError("There are no parts to merge; pass at least one.")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     if engine == "ray":
         from mi_ablate.sweep.on_ray import connect
 

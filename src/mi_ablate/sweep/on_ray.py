@@ -21,6 +21,9 @@ def on_ray(
     """Yield each task's end as it comes, and None between looks; closing the iterator cancels what is running."""
     ray = connect(workers)
     gpus = gpu_share if any(task.device.startswith("cuda") for group in groups for task in group) else 0
+    there = ray.cluster_resources().get("GPU", 0)
+    if gpus > there:
+        raise ValueError(f"A task asks for {gpus:g} of a GPU, and the Ray cluster has {there:g}; use device='cpu'.")
     start = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS - 1)(_performed)
     waiting = {}
     for group in groups:
@@ -60,11 +63,11 @@ def connect(workers: int) -> Any:
 
 def _performed(texts: list[str]) -> list[tuple[Record | None, str | None, int | None]]:
     """In a Ray worker: how each task ended."""
-    from mi_ablate.sweep.work import perform_all
+    from mi_ablate.sweep.work import perform
 
     torch.set_num_threads(1)
     tasks = [Task.from_json(text) for text in texts]
-    perform_all(tasks)
+    perform(tasks)
     ends = [task.ended() or Ended(task, None, "it left neither a record nor an error") for task in tasks]
     return [(end.record, end.error, end.errno) for end in ends]
 
@@ -73,7 +76,8 @@ def _ends(ray: Any, reference: Any, group: Sequence[Task]) -> list[Ended]:
     try:
         outcomes = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        return [Ended(task, None, str(error.cause)) for task in group]
+        number = getattr(error.cause, "errno", None)
+        return [task.ended() or Ended(task, None, str(error.cause), number) for task in group]
     except ray.exceptions.RayError as error:
         text = f"its worker died, {ATTEMPTS} times in all: {str(error).splitlines()[0]}"
         return [task.ended() or Ended(task, None, text, attempts=ATTEMPTS) for task in group]

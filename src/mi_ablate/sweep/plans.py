@@ -13,8 +13,9 @@ from mi_ablate.measures import MEASURES
 from mi_ablate.sweep.grids import Grid, key_of, label
 from mi_ablate.sweep.records import Record, RecordFile
 from mi_ablate.sweep.tasks import Task, covers
-from mi_ablate.sweep.weights import FOLDER
+from mi_ablate.sweep.weights import FOLDER, intact
 from mi_ablate.toys import tasks
+from mi_ablate.toys.job import check_device
 from mi_ablate.toys.recipes import TrainConfig
 from mi_ablate.toys.stepper import Stepper, initial_state
 from mi_ablate.toys.train import CHECKPOINT
@@ -64,6 +65,11 @@ class Plan:
             total += planned.steps_left * rates.get(shape, 0.0)
         return total
 
+    def refreshed(self, latest: dict[str, Record]) -> "Plan":
+        """Return the plan with every cell looked at again, given the latest records."""
+        tasks_now = [replace(cell.task, known=None) for cell in self.cells]
+        return replace(self, cells=tuple(planned(task, latest.get(task.key)) for task in tasks_now))
+
     def table(self) -> list[dict[str, object]]:
         """Return one row a cell: key, what it is, seed, state, steps done and in all."""
         return [
@@ -97,10 +103,11 @@ def plan(
         command: what a reader would type, for the records.
 
     Raises:
-        ValueError: a measure that does not exist.
+        ValueError: a measure or a device that does not exist.
         ArtefactError: a record file that cannot be read.
 
     """
+    _check(device)
     names = tuple(MEASURES if measures is None else measures)
     for name in names:
         if name not in MEASURES:
@@ -115,17 +122,21 @@ def plan(
             grid.name, cell.to_dict(), str((runs / grid.name / key).resolve()),
             str((results / FOLDER / grid.name).resolve()), grid.keep_weights, names, device, command,
         )  # fmt: skip
-        cells.append(_planned(task, latest.get(key)))
+        cells.append(planned(task, latest.get(key)))
     return Plan(grid, tuple(cells), records.path)
 
 
-def _planned(task: Task, record: Record | None) -> Planned:
+def planned(task: Task, record: Record | None) -> Planned:
+    """Return where a cell stands, from its latest record and what lies in its folder."""
     if record is not None and covers(record, task.measures):
         return Planned(task, "recorded")
-    if record is not None and record["status"] == "done":
-        return Planned(replace(task, known=record), "to measure")
-    if task.finished() is not None:
+    finished = task.finished()
+    known = record is not None and record["status"] == "done"
+    same = finished is not None and (not known or finished["weights"] == record["weights"])  # type: ignore[index]
+    if finished is not None and same and intact(Path(task.weights), finished):
         return Planned(task, "to record")
+    if known:
+        return Planned(replace(task, known=record), "to measure")
     step = step_of(task)
     if record is not None:
         return Planned(task, "failed before", step)
@@ -138,6 +149,16 @@ def step_of(task: Task) -> int:
         return int(_files.read_card(Path(task.folder) / CHECKPOINT)["step"])
     except (_files.ArtefactError, KeyError, TypeError, ValueError):
         return 0
+
+
+def _check(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"There is no device {device!r}; use 'cpu' or 'cuda'.")
+    check_device(device)
 
 
 def _seconds_a_step(cell: TrainConfig, device: str, count: int = 5) -> float:

@@ -33,10 +33,21 @@ class RecordFile:
             ArtefactError: a line that is not a record, or one of another format.
 
         """
-        if not self.path.is_file():
-            return []
-        *whole, _unfinished = self.path.read_bytes().split(b"\n")
-        return [self._parsed(number, line) for number, line in enumerate(whole, 1)]
+        whole, _ = self._split()
+        return [self._parsed(number, line) for number, line in enumerate(whole.splitlines(), 1)]
+
+    def _split(self) -> tuple[bytes, bytes]:
+        """The whole lines, and what is left of one that was never finished.
+
+        A last line that only lacks its newline is whole: no beginning of a JSON object is one itself.
+        """
+        text = self.path.read_bytes() if self.path.is_file() else b""
+        at = text.rfind(b"\n") + 1
+        try:
+            json.loads(text[at:])
+        except ValueError:
+            return text[:at], text[at:]
+        return text, b""
 
     def latest(self) -> dict[str, Record]:
         """Return the last record of each cell, by key."""
@@ -100,12 +111,13 @@ class RecordFile:
         return self
 
     def _repair(self) -> None:
-        """Cut off a line that was never finished."""
-        if self.path.is_file():
-            text = self.path.read_bytes()
-            whole = text.rfind(b"\n") + 1
-            if whole < len(text):
-                os.truncate(self.path, whole)
+        """Cut off a line that was never finished, and end the last one."""
+        whole, unfinished = self._split()
+        if unfinished:
+            os.truncate(self.path, len(whole))
+        elif whole and not whole.endswith(b"\n"):
+            with self.path.open("ab") as file:
+                file.write(b"\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

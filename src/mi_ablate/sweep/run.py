@@ -1,18 +1,18 @@
 """Run what is left of a grid: an engine does the tasks, one process writes the records."""
 
-import errno
-import os
+import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mi_ablate._types import nearest
 from mi_ablate.sweep.grids import label
-from mi_ablate.sweep.local import local
+from mi_ablate.sweep.local import cores, local
 from mi_ablate.sweep.plans import Plan, Planned
 from mi_ablate.sweep.progress import Progress
 from mi_ablate.sweep.records import RecordFile
-from mi_ablate.sweep.tasks import Ended, Task
+from mi_ablate.sweep.tasks import FULL, Ended, Task
 
 ENGINES = ("local", "ray")
 Ends = Generator[Ended | None, None, None]
@@ -64,11 +64,11 @@ def run_grid(
         OSError: the disk is full; nothing is lost.
 
     """
-    if engine not in ENGINES:
-        raise ValueError(f"There is no engine {engine!r}. {nearest(engine, ENGINES)}")
+    check_options(engine=engine, workers=workers, stack=stack, gpu_share=gpu_share, budget=budget)
     outcome, deadline = Outcome(), None if budget is None else time.monotonic() + 60 * budget
-    workers = workers or os.cpu_count() or 1
-    with RecordFile(plan.records) as records:
+    workers = workers or cores()
+    with RecordFile(plan.records) as records, _runs(plan):
+        plan = plan.refreshed(records.latest())
         for planned in plan.cells:
             record = planned.task.finished() if planned.state == "to record" else None
             if record is not None:
@@ -94,6 +94,47 @@ def run_grid(
     return outcome
 
 
+def check_options(
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    stack: int = 1,
+    gpu_share: int | float = 0.25,
+    budget: int | float | None = None,
+) -> None:
+    """Raise a ValueError for an option of `run_grid` that cannot be meant."""
+    if engine not in ENGINES:
+        raise ValueError(f"There is no engine {engine!r}. {nearest(engine, ENGINES)}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: at least 1; leave it out for as many as cores ({cores()}).")
+    if stack < 1:
+        raise ValueError(f"stack={stack}: at least 1, cells trained one by one.")
+    if not 0 < gpu_share <= 1:
+        raise ValueError(f"gpu_share={gpu_share}: above 0 and at most 1, the part of a GPU that a task reserves.")
+    if budget is not None and not budget >= 0:
+        raise ValueError(f"budget={budget}: minutes, at least 0.")
+
+
+@contextlib.contextmanager
+def _runs(plan: Plan) -> Iterator[None]:
+    """Hold the folder where the cells train, which grids recorded elsewhere may share."""
+    from filelock import FileLock, Timeout
+
+    folder = Path(plan.cells[0].task.folder).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"Another process trains in {folder}. Wait for it or stop it, or train in another folder (--out)."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _engine(name: str, groups: Sequence[Sequence[Task]], workers: int, gpu_share: float) -> Ends:
     if name == "local":
         return local(groups, workers)
@@ -112,7 +153,7 @@ def _record(records: RecordFile, ended: Ended, outcome: Outcome, report: Callabl
         training = ended.record["metrics"]["training"]
         report(f"recorded {name}: held-out {training['accuracy']['held_out']:.4f}, grok step {training['grok_step']}")
         return
-    if ended.errno in (errno.ENOSPC, errno.EDQUOT):
+    if ended.errno in FULL:
         raise OSError(
             ended.errno, f"the disk is full in {task.folder}. Nothing is lost: free some space and start again"
         )
@@ -125,8 +166,6 @@ def _record(records: RecordFile, ended: Ended, outcome: Outcome, report: Callabl
 
 def _stacks(todo: Sequence[Planned], stack: int) -> list[list[Planned]]:
     """Cells in order, in groups of at most ``stack`` of the same shape."""
-    if stack < 1:
-        raise ValueError(f"stack={stack}: at least 1, cells trained one by one.")
     groups: dict[object, list[list[Planned]]] = {}
     order: list[list[Planned]] = []
     for planned in todo:

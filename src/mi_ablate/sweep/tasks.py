@@ -1,5 +1,7 @@
 """What an engine is given: one cell's task, as paths and JSON types, and how its end looks."""
 
+import errno
+import functools
 import json
 import socket
 import time
@@ -17,6 +19,8 @@ from mi_ablate.toys.recipes import TrainConfig
 
 RECORD, ERROR, LOG = "record.json", "error.json", "log.txt"
 """Files that a task leaves in its folder: its record, or what went wrong; and what it printed."""
+FULL, FULL_DISK = (errno.ENOSPC, errno.EDQUOT), 74
+"""Error numbers of a full disk, and the exit status of a worker that could not even write of it."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class Task:
     known: Record | None = None
     """The cell's record, where only measures are missing."""
 
-    @property
+    @functools.cached_property
     def cell(self) -> TrainConfig:
         """The settings."""
         return TrainConfig.from_dict(self.settings)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The cell's key."""
         return key_of(self.cell)
@@ -89,7 +93,11 @@ class Task:
         if record is not None:
             return Ended(self, record)
         told = _json(Path(self.folder) / ERROR)
-        return Ended(self, None, told["error"], told["errno"]) if told else None
+        if told:
+            return Ended(self, None, told["error"], told["errno"])
+        if (Path(self.folder) / RECORD).is_file():
+            return Ended(self, None, "its worker runs another version of mi_ablate; start again")
+        return None
 
     def failed(self, error: str, attempts: int) -> Record:
         """Return the record of a cell that could not be finished."""

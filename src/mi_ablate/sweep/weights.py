@@ -1,6 +1,7 @@
 """Weights that stay beside the records: half-precision toys that `toys.load` opens, tied to their record by a hash."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def unpack(folder: Path, entry: dict[str, Any], record: Record) -> dict[str, Ten
     if _digest(path) != entry["sha256"]:
         raise _files.ArtefactError(f"{path} has changed since its record was written; restore it.")
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state's names and numbers, the same wherever the same weights come from."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        total.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def intact(folder: Path, record: Record) -> bool:
+    """Whether all weights of a record are where it says, unchanged."""
+    files = [(folder.parent / entry["file"], entry["sha256"]) for entry in record["weights"]]
+    return all(path.is_file() and _digest(path) == told for path, told in files)
 
 
 def _digest(path: Path) -> str:

@@ -9,22 +9,23 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mi_ablate import _files
-from mi_ablate.measures import VERSION, Subject, measure
+from mi_ablate.measures import MEASURES, VERSION, Subject, measure
 from mi_ablate.sweep.records import Record
-from mi_ablate.sweep.tasks import ERROR, LOG, RECORD, Task
-from mi_ablate.sweep.weights import pack, unpack
+from mi_ablate.sweep.tasks import ERROR, FULL, FULL_DISK, LOG, RECORD, Task
+from mi_ablate.sweep.weights import digest, pack, unpack
 from mi_ablate.toys.kept import file_of
 from mi_ablate.toys.recipes import TrainConfig
 from mi_ablate.toys.train import MODEL, train
@@ -36,37 +37,27 @@ FROM_TRAINING = ("steps", "grok_step", "grok_rule", "stable", "checkpoint_step",
 Entry = dict[str, Any]
 
 
-def perform(task: Task) -> Record:
-    """Bring the cell up to date and return its record, which is also in ``record.json`` in its folder."""
-    with _alone([task]):
-        return _perform(task)
-
-
-def perform_all(tasks: Sequence[Task]) -> None:
-    """Perform several tasks of one shape, trained together.
+def perform(tasks: Sequence[Task]) -> None:
+    """Perform tasks of one shape, trained together, and leave the record of each in ``record.json`` in its folder.
 
     What goes wrong with one is written to ``error.json`` in its folder, and the others go on.
+
+    Raises:
+        RuntimeError: another process works in one of the folders.
+        OSError: not even the error could be written.
+
     """
-    try:
-        with _alone(tasks):
-            if len(tasks) > 1:
-                with contextlib.suppress(FloatingPointError):  # the cell that it belongs to meets it again below
-                    _train_together(tasks)
-            for task in tasks:
-                try:
-                    _perform(task)
-                except Exception as error:
-                    _tell(task, error)
-    except Exception as error:
+    with _alone(tasks):
+        if len(tasks) > 1:
+            with contextlib.suppress(FloatingPointError, ValueError):  # the cell that it belongs to meets it again
+                _train_together(tasks)
         for task in tasks:
-            _tell(task, error)
-
-
-def _tell(task: Task, error: Exception) -> None:
-    traceback.print_exc()
-    told = {"error": f"{type(error).__name__}: {error}", "errno": getattr(error, "errno", None)}
-    with contextlib.suppress(OSError):
-        _files.replace(Path(task.folder) / ERROR, json.dumps(told).encode())
+            try:
+                _perform(task)
+            except Exception as error:
+                traceback.print_exc()
+                told = {"error": f"{type(error).__name__}: {error}", "errno": getattr(error, "errno", None)}
+                _files.replace(Path(task.folder) / ERROR, json.dumps(told).encode())
 
 
 @contextlib.contextmanager
@@ -85,10 +76,13 @@ def _alone(tasks: Sequence[Task]) -> Iterator[None]:
                 ) from None
             for leftover in folder.glob(".*.*.*"):
                 leftover.unlink()
+        for task in tasks:
+            for leftover in Path(task.weights).glob(f".{task.key}*.safetensors.*"):
+                leftover.unlink()
         yield
 
 
-def _perform(task: Task) -> Record:
+def _perform(task: Task) -> None:
     folder, started = Path(task.folder), round(time.time())
     record = _measured_again(task, folder) if task.known else _trained(task, folder)
     here = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "finished": round(time.time())}
@@ -96,7 +90,6 @@ def _perform(task: Task) -> Record:
     _files.replace(folder / RECORD, json.dumps(record, allow_nan=False).encode())
     for cache in folder.glob("measured-*.json"):
         cache.unlink()
-    return record
 
 
 def _train_together(tasks: Sequence[Task]) -> None:
@@ -145,66 +138,86 @@ def _sources(cell: TrainConfig, folder: Path) -> list[tuple[int | None, Path]]:
 
 
 def _measured(task: Task, folder: Path, known: Mapping[int, Entry]) -> dict[int, Entry]:
-    """Entries of the distinct steps in the folder, in order; ``known`` ones are completed."""
+    """Entries of the distinct steps in the folder, in order; ``known`` ones are completed from the same weights only."""
     found: dict[int, Entry] = {}
     for target, path in _sources(task.cell, folder):
         state, card = _files.read(path)
         if TrainConfig.from_dict(card["training"]) != task.cell:
             raise _files.ArtefactError(f"{path} has other settings than the cell {task.key}: move it away.")
         step = card["step"] if "step" in card else card["checkpoint_step"]
+        fresh = {"target": target, "step": step, "stable": card["stable"], "sha256": digest(state)}
+        if known and known.get(step, {}).get("sha256") != fresh["sha256"]:
+            continue  # another training of the same cell, on another machine say
         if step not in found:
-            entry = known.get(step, {"target": target, "step": step, "stable": card["stable"], "weights": "float32"})
-            found[step] = _completed(task, folder, entry, state)
+            found[step] = _completed(task, folder, known.get(step, fresh), state, half=False)
     return dict(sorted(found.items()))
 
 
-def _completed(task: Task, folder: Path, entry: Entry, state: dict[str, Any]) -> Entry:
+def _completed(task: Task, folder: Path, entry: Entry, state: dict[str, Any], half: bool) -> Entry:
     """The entry with the measures that the task asks for; what was measured before a kill is not measured again."""
     have = dict(entry.get("measures", {}))
+    rounded = [name for name in entry.get("half_precision", []) if name in have]
     path = folder / f"measured-{entry['step']}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         cached = json.loads(path.read_text())
-        if (cached["version"], cached["weights"]) == (VERSION, entry["weights"]):
+        if (cached["version"], cached["sha256"], cached["half"]) == (VERSION, entry["sha256"], half):
             have |= cached["measures"]
+            rounded += [name for name in cached["measures"] if half and name not in rounded]
     subject = Subject(task.cell, state, entry["step"], entry["stable"])
+    own: dict[str, Any] = {}
     for name in task.measures:
         if name not in have:
-            have |= measure(subject, [name])
-            body = {"version": VERSION, "weights": entry["weights"], "measures": have}
+            own |= measure(subject, [name])
+            body = {"version": VERSION, "sha256": entry["sha256"], "half": half, "measures": own}
             _files.replace(path, json.dumps(body, allow_nan=False).encode())
-    return {**entry, "measures": have}
+    told = {"half_precision": rounded + (list(own) if half else [])}
+    return {**entry, **(told if told["half_precision"] else {}), "measures": {**have, **own}}
 
 
 def _measured_again(task: Task, folder: Path) -> Record:
-    """The known record with the measures that it lacks, from the cell's folder or the weights beside the records."""
+    """The known record with the measures that it lacks, from the cell's folder or the weights beside the records.
+
+    Measures of another version are all taken again. A step whose weights are gone keeps the measures that it has, if they
+    are of this version.
+    """
     record: Record = json.loads(json.dumps(task.known))
     current = record["measures_version"] == VERSION
+    names = tuple(dict.fromkeys([*record["measures"], *task.measures]))
+    task = replace(task, measures=tuple(name for name in names if name in MEASURES))
     old = {e["step"]: e if current else {**e, "measures": {}} for e in record["metrics"]["checkpoints"]}
     found = _measured(task, folder, old)
     for entry in record["weights"]:
         if entry["step"] not in found:
             state = unpack(Path(task.weights), entry, record)
-            found[entry["step"]] = _completed(task, folder, {**old[entry["step"]], "weights": "float16"}, state)
+            found[entry["step"]] = _completed(task, folder, old[entry["step"]], state, half=True)
     record["metrics"]["checkpoints"] = [found.get(step, entry) for step, entry in sorted(old.items())]
-    names = [*record["measures"], *task.measures] if current else task.measures
-    return record | {"measures": list(dict.fromkeys(names)), "measures_version": VERSION, "command": task.command}
+    return record | {"measures": list(task.measures), "measures_version": VERSION, "command": task.command}
 
 
 def main() -> None:
-    """Perform the tasks of each line of standard input, with one torch thread, until it is closed."""
+    """Perform the tasks of each line of standard input, with one torch thread, until it is closed.
+
+    An interrupt of the terminal is for whoever started this. What cannot be told in a folder is told by the exit status.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     orders: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
-    while True:
-        tasks = [Task.from_json(text) for text in json.loads(orders.get())]
-        with (Path(tasks[0].folder) / LOG).open("a") as log, contextlib.redirect_stderr(log):
-            perform_all(tasks)
+    try:
+        while True:
+            tasks = [Task.from_json(text) for text in json.loads(orders.get())]
+            with (Path(tasks[0].folder) / LOG).open("a") as log, contextlib.redirect_stderr(log):
+                perform(tasks)
+    except BaseException as error:
+        traceback.print_exc()
+        os._exit(FULL_DISK if getattr(error, "errno", None) in FULL else 1)
 
 
 def _read(orders: "queue.Queue[bytes]") -> None:
     """Pass lines on, and end the process at the end of the input, whatever it is doing."""
-    for line in sys.stdin.buffer:
-        orders.put(line)
+    with open(0, "rb", buffering=0, closefd=False) as lines:  # a buffer's lock would hang the interpreter's end
+        for line in lines:
+            orders.put(line)
     os._exit(75)
 
 

@@ -26,13 +26,17 @@ from .stepper import start, write_checkpoint
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A finished training: the model file, its tensors in HookedTransformer's names, and its card."""
 
     path: Path
     state: dict[str, Float[Tensor, "..."]]
     card: dict[str, Any]
+
+    def __repr__(self) -> str:
+        accuracy, step = self.card["accuracy"]["held_out"], self.card["checkpoint_step"]
+        return f"Result({self.path}: step {step:,}, held-out accuracy {accuracy:.4f})"
 
 
 class Job:

@@ -9,10 +9,12 @@ steps as in TransformerLens's demo (40,000 in the paper), and 113 output logits 
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .._types import nearest
 from .config import ToyConfig
@@ -51,8 +53,10 @@ class TrainConfig:
     """Also keep the weights of the stable step nearest to each of these (see `toys.kept`)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
         object.__setattr__(self, "keep_steps", tuple(self.keep_steps))
+        for name in ("train_fraction", "learning_rate", "weight_decay"):  # 1 and 1.0 are one configuration
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.init not in INITS:
             raise ValueError(f"init {self.init!r} must be one of {INITS}.")
         for name in ("steps", "evaluate_every", "batch_size", "stop_when_stable_for", "stable_steps"):
@@ -91,6 +95,8 @@ class TrainConfig:
         _known(cls, data, "training")
         config = data.get("config", {})
         if not isinstance(config, ToyConfig):
+            if not isinstance(config, Mapping):
+                raise ValueError(f"config = {config!r} must hold the model's settings, such as {{modulus = 97}}.")
             _known(ToyConfig, config, "model")
             if "modulus" not in config:
                 raise ValueError("The training file names no modulus; add config = {modulus = 97}.")
@@ -103,10 +109,30 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(cls: type, data: Mapping[str, Any], what: str) -> None:
-    names = [field.name for field in fields(cls)]
-    for key in data:
-        if key not in names:
-            raise ValueError(f"{key!r} is no {what} setting. {nearest(key, names)}")
+    """Raise a ValueError for a key that is no setting of ``cls``, or a value of another type than the setting's."""
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        if key not in hints:
+            raise ValueError(f"{key!r} is no {what} setting. {nearest(key, hints)}")
+        if hints[key] is not ToyConfig and not _fits(value, hints[key]):
+            kind = str(hints[key]).replace("<class '", "").replace("'>", "").replace("NoneType", "None")
+            raise ValueError(f"{key} = {value!r} must be {kind.replace(' | ', ' or ')}, and finite.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a file is of a setting's type; lists stand for tuples."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            return False
+        if kinds[-1] is Ellipsis:
+            return all(_fits(one, kinds[0]) for one in value)
+        return len(value) == len(kinds) and all(_fits(one, kind) for one, kind in zip(value, kinds))
+    if isinstance(value, bool) or not isinstance(value, hint):
+        return False
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 RECIPES: dict[str, TrainConfig] = {
