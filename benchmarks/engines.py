@@ -1,11 +1,11 @@
 """Claim: steps per second of a grid on each engine, against a plain HookedTransformer loop.
 
 The grid has two cells of the recipe ``add97`` (two layers, d_model 128, batch 512, p = 97), 300 steps each, one evaluation at
-the end, no measures. Wall-clock seconds from the call of ``run_grid`` to its return, the start of the workers included: the
-local engine with one worker and with two, with the two cells in one stack, and Ray with two workers. The loop is
-``F.cross_entropy(model(tokens)[:, -1], answers)``, backward and fused AdamW in this process, over 60 steps and without an
-evaluation. Before anything is said, the records of all engines must agree (the stack's to rounding). One torch thread each;
-the machine must be idle. Stacks are for GPUs, whose speed this does not measure.
+the end, no measures. Wall-clock seconds from the call of ``run_grid`` to its return, the start of the workers included (Ray
+starts its own once, in its first round): the local engine with one worker and with two, with the two cells in one stack, and
+Ray with two workers. The loop is ``F.cross_entropy(model(tokens)[:, -1], answers)``, backward and fused AdamW in this
+process, over 60 steps and without an evaluation. Before anything is said, the records of all engines must agree (the
+stack's to rounding). One torch thread each; the machine must be idle. Stacks are for GPUs, whose speed this does not measure.
 
     python benchmarks/engines.py [--rounds 3] [--write]
 """

@@ -105,12 +105,42 @@ def speed() -> str:
         at = dict(zip(("ratio", "ratio_low", "ratio_high"), (found["ratio"], *found["ratio_quartiles"])))
         what = "training step, 2 layers, d 128, batch 512: HookedTransformer with fused AdamW"
         rows.append({"what": what, "against": "`mi_ablate.toys.train`", "CPU time": ratio(at)})
+    for found in newest("stacked_step", "benchmark").values():
+        for name, what in (("hooked_transformer", "HookedTransformer"), ("trainer", "`mi_ablate.toys.train`")):
+            at = found["times_faster_than"][name]
+            what = f"a step of each of {found['models']} models, one by one: {what}"
+            rows.append({"what": what, "against": "the same in one stack, on a CPU", "CPU time": ratio(at)})
     return (
         markdown(rows)
+        + grids()
         + "\n\nOne thread, process CPU time, interleaved in shuffled order, median [quartiles] of the ratio a round; each "
         "script checks the answer before it times. `python benchmarks/hook_overhead.py --write`, `removal.py`, "
-        "`train_step.py`; the lines are in `benchmarks/results/`."
+        "`train_step.py`, `stacked_step.py`; the lines are in `benchmarks/results/`."
     )
+
+
+def grids() -> str:
+    """Steps per second of a grid on each engine, and what kills did to one."""
+    text = ""
+    for found in newest("engines", "benchmark").values():
+        rows = [
+            {"engine": name, "steps a second": f"{at['steps_per_second']:.1f} [{at['low']:.1f}, {at['high']:.1f}]"}
+            for name, at in found["engines"].items()
+        ]
+        text += (
+            f"\n\nA grid of two such models, {found['steps']} steps each, in wall-clock time on {found['cores']} cores, median "
+            f"[range] of {found['rounds']} rounds; a new local worker starts in every round, Ray's stay (stacks are for GPUs, "
+            "where the speed is not measured): `python benchmarks/engines.py --write`.\n\n" + markdown(rows)
+        )
+    for found in newest("kills", "benchmark").values():
+        hit = found["hit"]
+        text += (
+            f"\n\nA grid of {found['cells']} small models, killed {found['kills']} times at random moments "
+            f"({hit['command']} times the command, {hit['worker']} times a worker): its records "
+            f"{'equal' if found['equal'] else 'DIFFER from'} those of an uninterrupted run: "
+            "`python benchmarks/kills.py --write`."
+        )
+    return text
 
 
 def ratio(at: dict) -> str:

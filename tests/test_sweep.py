@@ -476,6 +476,7 @@ class TestMeasuringLater:
         assert run_grid(todo, progress=False).recorded == 4
         assert len(list((tmp_path / "else" / "weights" / "tiny").glob("*.safetensors"))) == 4
 
+    @pytest.mark.compat
     def test_measures_are_added_without_training(self, tmp_path: Path) -> None:
         run(tiny(), tmp_path / "a")
         run(tiny(), tmp_path / "b", SOME)
