@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,11 @@ def test_random_kills_change_no_record(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ray() -> Any:
-    """Ray on this machine, where it is installed."""
+    """Ray on this machine, where it is installed; its workers are as nice as this process, not nicer."""
     module = pytest.importorskip("ray")
-    yield module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield module
     module.shutdown()
 
 
@@ -142,13 +143,42 @@ def test_ray_gives_the_records_of_the_local_engine(tmp_path: Path, grid: Path, r
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_fitters_merge_over_ray(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_starts_a_task_again_when_its_worker_dies(
+    tmp_path: Path, grid: Path, ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mi_ablate.sweep import on_ray
+
+    deaths = {0: 1, 1: 99}
+
+    def dying(texts: list[str]) -> Any:
+        """Seed 0 dies once, seed 1 whenever it is tried."""
+        import os
+
+        from mi_ablate.sweep.on_ray import _performed as real  # in the worker it is not patched
+
+        seed = json.loads(texts[0])["settings"]["seed"]
+        before = sorted(tmp_path.glob(f"died-{seed}-*"))
+        if len(before) < deaths[seed]:
+            (tmp_path / f"died-{seed}-{len(before)}").touch()
+            os._exit(1)
+        return real(texts)
+
+    monkeypatch.setattr(on_ray, "_performed", dying)
+    todo = plan(load_grid(grid), results=tmp_path / "results", runs=tmp_path / "runs", measures=["accuracy"])
+    outcome = run_grid(todo, engine="ray", workers=2, progress=False)
+    assert outcome.recorded == 1
+    assert "its worker died, 3 times in all" in next(iter(outcome.failed.values()))
+    assert len(list(tmp_path.glob("died-1-*"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_fitters_merge_over_ray(ray: Any) -> None:
     import torch
 
     from sweep_parts import acts_of, fit_part
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    sys.modules["sweep_parts"].__dict__.setdefault("__file__", "")
     result = merged(fit_part, [range(0, 30), range(30, 80)], engine="ray", workers=2).result()
     acts, values = acts_of(range(80))
     torch.testing.assert_close(result.coef, fit(acts, linear(values)).coef, atol=1e-10, rtol=1e-10)

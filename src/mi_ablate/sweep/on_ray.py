@@ -5,6 +5,7 @@ machines, since a task goes on from the checkpoint that it finds there.
 """
 
 import os
+import sys
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -56,7 +57,9 @@ def connect(workers: int) -> Any:
             "The engine 'local' needs nothing."
         ) from None
     if not ray.is_initialized():
-        own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        path = os.pathsep.join(place for place in sys.path if place)  # workers here import what this process can
+        here = {"num_cpus": workers, "include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+        own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else here
         ray.init(log_to_driver=False, configure_logging=False, **own)
     return ray
 
