@@ -82,3 +82,16 @@ def finish(
         figure.update_layout(title={"text": text, "font": {"size": 16}, "pad": {"l": 12, "t": 20}, **place})
         figure.update_layout(height=wide["height"] + room, margin={"t": wide["margin"]["t"] + room})
     return figure
+
+
+def menu(buttons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return buttons in a row at the top left of the plot, for ``updatemenus``."""
+    place = {"x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom", "pad": {"t": 0, "b": 4}}
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": buttons,
+        "showactive": True,
+        "font": {"size": 11},
+        **place,
+    }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mi_ablate.curves import Curve
-from mi_ablate.figures._style import GREY, PALETTE, faint, finish, numbers, wrap
+from mi_ablate.figures._style import GREY, PALETTE, faint, finish, menu, numbers, wrap
 
 _RULES = {"first": "last k before the first fall below", "hull": "largest k still at"}
 _DASHES = ("dash", "dashdot", "longdash")
@@ -182,15 +182,7 @@ def _buttons(by_k: list[Any], by_share: list[Any]) -> dict[str, Any]:
     for label, short, xs, form in choices:
         axis = {"xaxis.title.text": label, "xaxis.tickformat": form, "xaxis.autorange": True}
         buttons.append({"label": f"x: {short}", "method": "update", "args": [{"x": xs}, axis]})
-    place = {"x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom", "pad": {"t": 0, "b": 4}}
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "buttons": buttons,
-        "showactive": True,
-        "font": {"size": 11},
-        **place,
-    }
+    return menu(buttons)
 
 
 def _legends(tau: float, rule: str, lines: int) -> tuple[dict[str, Any], dict[str, Any]]:

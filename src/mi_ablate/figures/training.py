@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mi_ablate._types import nearest
-from mi_ablate.figures._style import INK, PALETTE, faint, finish, wrap
+from mi_ablate.figures._style import INK, PALETTE, faint, finish, menu, wrap
 from mi_ablate.toys.settings import differing, flat, shown
 
 _PANELS = (("accuracy", ("held-out", 4), ("train", 2)), ("loss", ("held-out", 3), ("train", 1)))
@@ -196,15 +196,7 @@ def _buttons() -> dict[str, Any]:
         change: dict[str, Any] = {f"{axis}.type": kind for axis in ("xaxis", "xaxis2")}
         change |= {f"{axis}.autorange": True for axis in ("xaxis", "xaxis2")}
         buttons.append({"label": f"steps: {kind}", "method": "relayout", "args": [change]})
-    place = {"x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom", "pad": {"t": 0, "b": 4}}
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "buttons": buttons,
-        "showactive": True,
-        "font": {"size": 11},
-        **place,
-    }
+    return menu(buttons)
 
 
 def _legends(groups: Sequence[_Group]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,7 +17,7 @@ from mi_ablate.sweep.tasks import Ended, Task
 
 
 def on_ray(
-    groups: Sequence[Sequence[Task]], workers: int, gpu_share: float = 0.25
+    groups: Sequence[Sequence[Task]], workers: int, gpu_share: int | float = 0.25
 ) -> Generator[Ended | None, None, None]:
     """Yield each task's end as it comes, and None between looks; closing the iterator cancels what is running."""
     ray = connect(workers)

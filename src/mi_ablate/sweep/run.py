@@ -135,7 +135,7 @@ def _runs(plan: Plan) -> Iterator[None]:
         lock.release()
 
 
-def _engine(name: str, groups: Sequence[Sequence[Task]], workers: int, gpu_share: float) -> Ends:
+def _engine(name: str, groups: Sequence[Sequence[Task]], workers: int, gpu_share: int | float) -> Ends:
     if name == "local":
         return local(groups, workers)
     from mi_ablate.sweep.on_ray import on_ray
