@@ -198,3 +198,17 @@ def test_a_basis_made_in_float32_goes_through_span() -> None:
     with pytest.raises(ValueError, match=r"not orthonormal .* Subspace\.span"):
         Subspace(q)
     assert Subspace.span(q.T).overlap(Subspace.span(draw(D, 3).T)) > 1 - 1e-6
+
+
+def test_a_direction_keeps_its_source_and_its_size() -> None:
+    s = Subspace(torch.eye(D, dtype=torch.float64)[:, :3], "s", {"method": "by hand", "sizes": [4.0, 2.0, 0.5]})
+    assert s[1].source == {"method": "by hand", "sizes": [2.0]}
+    assert s[1:].to("cpu").source["sizes"] == [2.0, 0.5]
+    assert torch.equal(s[2].vector, 0.5 * s.basis[:, 2])
+
+
+def test_only_one_direction_of_known_size_is_a_vector() -> None:
+    with pytest.raises(ValueError, match="is not one vector: it has rank 2. basis.* is a unit vector; scale it yours"):
+        _ = Subspace.random(D, 2).vector
+    with pytest.raises(ValueError, match="is not one vector: its source states no size"):
+        _ = Subspace.random(D, 1).vector

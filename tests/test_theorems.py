@@ -145,3 +145,13 @@ def test_layernorm_cannot_see_the_mean_so_a_raw_direction_removes_less_than_what
     cleaned = Ablate(Subspace.span(seen))(x)
     cleaned = cleaned - cleaned.mean(-1, keepdim=True)
     assert (cleaned @ seen).abs().max() < 1e-12
+
+
+def test_the_direction_of_one_column_is_its_slope_with_sign_and_size() -> None:
+    x = draw(40, 6, seed=70)
+    positive = torch.arange(40) < 15
+    x[positive] += 2.0
+    found = fit(x, contrast(positive))
+    assert torch.allclose(found.subspace().vector, x[positive].mean(0) - x[~positive].mean(0), atol=1e-12)
+    assert torch.allclose(fit(x, contrast(~positive)).subspace().vector, -found.subspace().vector, atol=1e-12)
+    assert found.subspace().source["n"] == 40

@@ -14,6 +14,7 @@ The share r2 is of the data that the fit was made from; with many columns it is 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,7 +56,8 @@ class Fit:
     def subspace(self, *labels: str, rank: int | None = None, marginal: bool = False, name: str = "") -> Subspace:
         """Return the span of what the chosen columns write, ordered by the variance of their fitted values.
 
-        The order is that of the SVD of D_chosen C_chosen, so the units of the columns do not matter.
+        The order is that of the SVD of D_chosen C_chosen, so the units of the columns do not matter. Each direction
+        points to where the column that weighs most in it rises; that of a single column is its slope, with its size.
 
         Args:
             labels: labels or patterns (``"a:*"``); none for all columns.
@@ -76,7 +78,15 @@ class Fit:
             )
         if rank is not None and not 1 <= rank <= full:
             raise ValueError(f"rank {rank} was asked for; these columns write {full} directions, so 1 to {full}.")
-        return Subspace(vh[: rank or full].T.contiguous(), name or ", ".join(labels[:3]) or "fit")
+        basis = vh[: rank or full].T
+        weights = _scale(gram)[:, None] * (coef @ basis)
+        heaviest = weights.gather(0, weights.abs().argmax(0, keepdim=True))[0]
+        names = [self.labels[i] for i in chosen]
+        source: dict[str, Any] = {"method": "least squares", "columns": names, "n": self.n, "r2": self.r2}
+        source |= {"marginal": marginal, "rms": s[: basis.shape[1]].tolist()}
+        if len(chosen) == 1:
+            source["sizes"] = [float(coef.norm())]
+        return Subspace((basis * heaviest.sign()).contiguous(), name or ", ".join(labels[:3]) or "fit", source)
 
     def singular_values(self, *labels: str) -> Float[Tensor, " r"]:
         """Return the root-mean-square of the fitted values along each direction of `subspace`, largest first."""

@@ -161,7 +161,7 @@ def _entry(name: str, hook: Any, pool: dict[str, Tensor]) -> dict[str, Any]:
 def _store(value: Any, what: str, pool: dict[str, Tensor]) -> Any:
     """Plain JSON for plain values; tensors go to the pool, equal ones once."""
     if isinstance(value, Subspace):
-        return {"subspace": _pooled(value.basis, pool), "name": value.name}
+        return {"subspace": _pooled(value.basis, pool), "name": value.name, "source": dict(value.source)}
     if isinstance(value, Tensor):
         return {"tensor": _pooled(value, pool)}
     if isinstance(value, slice):
@@ -186,7 +186,7 @@ def _hook(entry: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[str, Place
         if not isinstance(value, dict):
             return value
         if "subspace" in value:
-            return Subspace(tensors[value["subspace"]], str(value.get("name", "")))
+            return Subspace(tensors[value["subspace"]], str(value.get("name", "")), dict(value.get("source", {})))
         return slice(*value["slice"]) if "slice" in value else tensors[value["tensor"]]
 
     operation = entry["operation"]

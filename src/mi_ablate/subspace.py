@@ -9,6 +9,7 @@ not isotropic: see `mi_ablate.controls.covariance` for the fairer one). Small an
 the cosine of 1e-8 rounds to 1 (Björck & Golub 1973).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,10 @@ _ORTHONORMAL = 1e-8
 class Subspace:
     """An ordered orthonormal basis ``[d, rank]`` in float64, 1 <= rank <= d.
 
+    ``source`` says where it comes from, in plain JSON values: the method and its options, the number of examples, the
+    site and position, and "sizes", how long each direction was before it was made unit (see `vector`). Finders fill it
+    in, files keep it, and it plays no part in the algebra.
+
     Raises:
         ValueError: a basis that is not a matrix, not orthonormal, not finite, or of rank 0 or above d.
 
@@ -31,6 +36,7 @@ class Subspace:
 
     basis: Float[Tensor, "d rank"]
     name: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _cast: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +91,20 @@ class Subspace:
             raise ValueError(f"A subspace of {d} dimensions has a rank from 1 to {d}, not {rank}.")
         draws = torch.randn(d, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         return cls(torch.linalg.qr(draws).Q, f"random, seed {seed}")
+
+    @property
+    def vector(self) -> Float[Tensor, " d"]:
+        """The one direction at its own size, ``[d]``: what `Add` takes, such as a whole difference of means.
+
+        Raises:
+            ValueError: of rank above 1, or of a source that states no size.
+
+        """
+        sizes = self.source.get("sizes")
+        if self.rank != 1 or sizes is None:
+            reason = f"it has rank {self.rank}" if self.rank != 1 else "its source states no size"
+            raise ValueError(f"{self!r} is not one vector: {reason}. basis[:, i] is a unit vector; scale it yourself.")
+        return self.basis[:, 0] * sizes[0]
 
     @property
     def d(self) -> int:
@@ -143,7 +163,10 @@ class Subspace:
             ) from None
         if chosen.shape[1] == 0:
             raise ValueError(f"[{index}] chooses no direction of {self!r}; a subspace has at least one.")
-        return Subspace(chosen.contiguous(), self.name)
+        source = dict(self.source)
+        if "sizes" in source:
+            source["sizes"] = torch.tensor(source["sizes"], dtype=torch.float64)[columns].tolist()
+        return Subspace(chosen.contiguous(), self.name, source)
 
     def cosines(self, other: "Subspace") -> Float[Tensor, " k"]:
         """Return the cosines of the principal angles, largest first; k is the smaller rank."""
@@ -164,7 +187,7 @@ class Subspace:
 
     def to(self, device: torch.device | str) -> "Subspace":
         """Return the same subspace with its basis on ``device``."""
-        return Subspace(self.basis.to(device), self.name)
+        return Subspace(self.basis.to(device), self.name, self.source)
 
     def __repr__(self) -> str:
         name = f", {self.name[:32]!r}" if self.name else ""
