@@ -18,6 +18,7 @@ from typing import Any
 
 from mi_ablate._files import replace
 from mi_ablate._page import DRAW, PAGE, STYLE
+from mi_ablate.figures.tables import html_table, inline
 
 CONTENTS_FROM = 4
 """A page with at least this many sections has a table of contents."""
@@ -112,7 +113,7 @@ def _item(parts: _Parts, item: Any, heading: str) -> str:
     if hasattr(item, "table"):
         item = item.table()
     if isinstance(item, Sequence) and all(isinstance(row, Mapping) for row in item):
-        return _table(item)
+        return html_table(item)
     what = type(item).__name__
     raise TypeError(
         f"Section {heading!r} holds a {what}. A page shows text, a list of row dicts, an object with "
@@ -132,49 +133,7 @@ def _plotly(figure: Any, ident: str) -> str:
 
 def _paragraphs(text: str) -> str:
     blocks = [block.strip() for block in re.split(r"\n\s*\n", text) if block.strip()]
-    return "\n".join(f"<p>{_inline(block)}</p>" for block in blocks)
-
-
-def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    flat = [_flat(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    if not columns:
-        return "<p>The table has no rows.</p>"
-    numeric = {c for c in columns if all(_is_number(row.get(c)) or row.get(c) is None for row in flat)}
-    kind = {c: ' class="number"' if c in numeric else "" for c in columns}
-    head = "".join(f"<th{kind[c]}>{html.escape(c.replace('_', ' '))}</th>" for c in columns)
-    lines = ("".join(f"<td{kind[c]}>{_cell(row.get(c))}</td>" for c in columns) for row in flat)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested row, such as those of `Curve.table`, with one column for each inner value."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        scalar = value.item() if getattr(value, "ndim", None) == 0 else value
-        inner = _flat(scalar) if isinstance(scalar, Mapping) else {"": scalar}
-        flat |= {f"{key} {name}".strip(): cell for name, cell in inner.items()}
-    return flat
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        if value != value:
-            return "–"
-        small = 0 < abs(value) < 5e-4 or abs(value) >= 1e5
-        return f"{value:.2e}" if small else f"{value:.3f}"
-    return _inline(str(value))
+    return "\n".join(f"<p>{inline(block)}</p>" for block in blocks)
 
 
 def _footer(footer: Mapping[str, Any] | str | None) -> str:
