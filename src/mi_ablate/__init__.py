@@ -47,6 +47,8 @@ _NAMES = {
     "Curve": "curves",
     "removal_curve": "curves",
     "interval": "effects",
+    "Patching": "patching",
+    "patch": "patching",
     "bake_": "weights",
     "baked": "weights",
     "verify_baked": "weights",
@@ -56,6 +58,8 @@ _NAMES = {
     "read_card": "store",
     "ArtefactError": "_files",
     "load_model": "loading",
+    "Explanation": "explained",
+    "explain": "explained",
 }
 __all__ = sorted([*_NAMES, *_MODULES])
 
