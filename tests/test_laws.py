@@ -1,5 +1,6 @@
 """Every intervention against every law: what it declares must hold, and what it does not declare must fail."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +27,7 @@ R = draw(D, 2, seed=4)
 R_DUAL = R @ torch.linalg.inv(W.T @ R)  # R_DUALᵀ W = 1
 Q = SPAN.basis[:, :2]
 MEAN, ROWS, GRID = draw(D, seed=5), draw(N, D, seed=6), draw(N, P, D, seed=7)
+HALVES = torch.tensor([0.5, 2.0], dtype=torch.float64)
 EACH = draw(N, 1, seed=8).abs() + 0.5
 EVERYWHERE = draw(N, P, 1, seed=9).abs() + 0.5
 
@@ -82,6 +84,11 @@ EDITS = {
     "rotate, strength 0.5": Rotate(PLANES, 0.7, strength=0.5),
     "rotate by half a turn": Rotate(PLANES, torch.pi),
     "rotate about a centre": Rotate(PLANES, 0.7, centre=torch.linspace(1, 2, PLANES.d)),
+    "rotate to an angle": Rotate(PLANES, 0.7, absolute=True),
+    "rotate each plane to an angle": Rotate(PLANES, torch.tensor([0.4, -1.1]), absolute=True),
+    "rotate to an angle about a centre": Rotate(PLANES, 0.7, centre=torch.linspace(1, 2, PLANES.d), absolute=True),
+    "rotate to an angle, strength 0": Rotate(PLANES, 0.7, strength=0, absolute=True),
+    "rotate to an angle, strength 0.5": Rotate(PLANES, 0.7, strength=0.5, absolute=True),
     "erase, LEACE form": Erase(W, R_DUAL),
     "erase, centred": Erase(W, R_DUAL, MEAN),
     "erase, not biorthogonal": Erase(W, R),
@@ -90,6 +97,16 @@ EDITS = {
     "erase, strength 2": Erase(W, R_DUAL, strength=2),
     "erase, orthogonal, strength 2": Erase(Q, Q, strength=2.0),
     "erase, scaled to a projection": Erase(W, 2 * R_DUAL, strength=0.5),
+    "erase, gate 1": Erase(W, R_DUAL, MEAN, gate=1),
+    "erase, gate number": Erase(Q, Q, gate=2),
+    "erase, gate 0": Erase(W, R_DUAL, MEAN, gate=0.0),
+    "erase, gate a direction": Erase(W, W, gate=torch.tensor([0.3, 0.9], dtype=torch.float64)),
+    "erase, gate a direction that projects": Erase(W, R_DUAL / HALVES, gate=HALVES),
+    "erase, gate a row": Erase(W, W, gate=EACH),
+    "erase, gate a row and direction": Erase(W, R_DUAL, MEAN, gate=EACH * HALVES),
+    "erase, gate a position": Erase(W, R_DUAL, gate=EVERYWHERE * HALVES, strength=0.5),
+    "erase, gate function": Erase(W, W, gate=threshold),
+    "erase, gate function, strength 0": Erase(W, W, strength=0, gate=threshold),
 }
 NAMES = sorted(EDITS)
 
@@ -163,7 +180,7 @@ def test_rows_of_what_is_not_per_example_is_itself(name: str) -> None:
     edit = EDITS[name]
     held = [v for v in vars(edit).values() if isinstance(v, Tensor) and v.ndim > 1 and v.shape[0] == N]
     sliced = [v for v in vars(edit.rows(torch.tensor([0]))).values() if isinstance(v, Tensor) and v.shape[:1] == (1,)]
-    if isinstance(edit, (Ablate, Add)):
+    if isinstance(edit, (Ablate, Add)) or held:
         assert len(sliced) == len(held)
     else:
         assert edit.rows(torch.tensor([0])) is edit
@@ -311,7 +328,7 @@ def test_strength_2_reflects() -> None:
     assert torch.allclose(SPAN.coords(twice(x)), -SPAN.coords(x), atol=1e-13)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("rotate")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("rotate") and "to an angle" not in n])
 def test_rotations_undo_each_other(name: str) -> None:
     edit, x = EDITS[name], example()
     back = Rotate(edit.subspace, -edit.angle, edit.strength, edit.centre)
@@ -324,6 +341,28 @@ def test_rotate_turns_the_hand_by_the_angle() -> None:
     x[0, 0], x[0, 5] = 2.0, 3.0
     out = Rotate(plane, torch.pi / 2)(x)
     assert torch.allclose(out, torch.tensor([[0.0, 2, 0, 0, 0, 3, 0, 0]], dtype=torch.float64), atol=1e-15)
+
+
+def test_rotate_to_an_angle_leaves_the_length_and_points_there() -> None:
+    """Angular steering: x - P x + |P x| (cos t b1 + sin t b2), in the plane of b1 and b2."""
+    plane = PLANES[:2]
+    b1, b2 = plane.basis.T
+    x = example()
+    length = plane.coords(x).norm(dim=-1, keepdim=True)
+    expected = x - plane.project(x) + length * (math.cos(0.7) * b1 + math.sin(0.7) * b2)
+    assert torch.allclose(Rotate(plane, 0.7, absolute=True)(x), expected, atol=1e-13)
+
+
+@given(strength=st.floats(0, 1), angle=st.floats(-7, 7))
+def test_rotate_part_of_the_way_takes_the_shorter_way(strength: float, angle: float) -> None:
+    plane, x = PLANES[:2], example()
+
+    def left(y: Tensor) -> Tensor:
+        u, v = plane.coords(y).unbind(-1)
+        return (torch.remainder(angle - torch.atan2(v, u) + torch.pi, 2 * torch.pi) - torch.pi).abs()
+
+    after = left(Rotate(plane, angle, strength, absolute=True)(x))
+    assert torch.allclose(after, (1 - strength) * left(x), atol=1e-7)
 
 
 def test_erase_in_its_leace_form_leaves_nothing_to_the_reader() -> None:

@@ -277,12 +277,12 @@ WELL_TYPED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "gate of a function": (
         lambda: gated([("x", lambda x, hook: x)], "y", torch.sign),
         ValueError,
-        "The hook at x is not a placed Ablate; only these take a gate.",
+        "The hook at x is not a placed Ablate or Erase; only these take a gate.",
     ),
     "gate of Add": (
         lambda: gated(Add(torch.ones(6)).at("x"), "y", torch.sign),
         ValueError,
-        "The hook at x is not a placed Ablate; only these take a gate.",
+        "The hook at x is not a placed Ablate or Erase; only these take a gate.",
     ),
     # _positions.py
     "rows of pos": (

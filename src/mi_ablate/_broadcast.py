@@ -59,3 +59,15 @@ def per_example(value: Any) -> bool:
 def sliced(value: Any, index: Tensor | slice) -> Any:
     """Return a value for a batch of examples."""
     return value[index] if per_example(value) else value
+
+
+def shape_text(x: Tensor) -> str:
+    """Return the shape for a `repr`: "[4 16]"."""
+    return "[" + " ".join(str(s) for s in x.shape) + "]"
+
+
+def strength_text(strength: Strength) -> str:
+    """Return the strength for a `repr`, nothing where it is 1."""
+    if isinstance(strength, Tensor):
+        return f", strength {shape_text(strength)}"
+    return "" if strength == 1 else f", strength {strength:g}"

@@ -8,8 +8,12 @@ gives the rows of the batch (`rows`); gradients flow; half precision is computed
                                            to = 0), mean, resample and reference ablation, activation patching,
                                            writing with `Fit.predict`; s = 2 reflects
     Add      x' = x + s v                  activation addition
-    Rotate   x' = x + Q (R(sθ) - I) Qᵀ (x - c)   rotation in consecutive planes of the basis
-    Erase    x' = x - s W Rᵀ (x - c)       oblique erasure, such as LEACE (Belrose et al. 2023, arXiv 2306.03819)
+    Rotate   x' = x + Q (R(sθ) - I) Qᵀ (x - c)   rotation in consecutive planes of the basis; to an angle: angular steering
+    Erase    x' = x - s W (g ⊙ Rᵀ (x - c)) oblique erasure, such as LEACE; gated, directional routing
+
+Affine concept editing (arXiv 2411.09003), x' = x - Q Qᵀ (x - μ_ref) + α r, is two of them in a row:
+``Ablate(s, to=reference_mean).at(site) + Add(r, alpha).at(site)``. Several directions are made orthogonal by
+`Subspace.span` before they are removed; one after another they would leave part of each other.
 
 ``edit.at("blocks.1.hook_resid_post", pos=-1)`` says where: a list of (name, hook) for ``fwd_hooks=``, `attached`,
 `effect` and the rest. Zero-ablation moves the mean as well as removing the variation; where the activations have a large
@@ -25,7 +29,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_ablate._broadcast import Gate, Strength, aligned, finished, per_example, scaled, sliced, working
+from mi_ablate._broadcast import (
+    Gate,
+    Strength,
+    aligned,
+    finished,
+    per_example,
+    scaled,
+    shape_text,
+    sliced,
+    strength_text,
+    working,
+)
+from mi_ablate._erase import Erase
 from mi_ablate._placed import Intervention, Placed
 from mi_ablate.subspace import Subspace
 
@@ -125,9 +141,9 @@ class Ablate(Intervention):
 
     def __repr__(self) -> str:
         what = "whole vector" if self.subspace is None else f"rank {self.subspace.rank} of {self.subspace.d}"
-        to = "" if self.to is None else f", to {_shape(self.to)}"
+        to = "" if self.to is None else f", to {shape_text(self.to)}"
         keep = ", keep" if self.keep else ""
-        return f"Ablate({what}{to}{keep}{_strength(self.strength)}{', gated' if self.gate is not None else ''})"
+        return f"Ablate({what}{to}{keep}{strength_text(self.strength)}{', gated' if self.gate is not None else ''})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,7 +183,7 @@ class Add(Intervention):
         return 1 if self.vector.ndim == 1 else min(self.vector.numel() // self.vector.shape[-1], self.vector.shape[-1])
 
     def __repr__(self) -> str:
-        return f"Add({_shape(self.vector)}{_strength(self.strength)})"
+        return f"Add({shape_text(self.vector)}{strength_text(self.strength)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -177,12 +193,20 @@ class Rotate(Intervention):
     On an answer circle with the planes of several frequencies, ``angle`` is one number a plane: 2πk δ / p turns the
     answer by δ. Activations circle around their mean, not around zero, so give it as ``centre`` ``[d]``: turned about
     zero, a model with a large mean loses it.
+
+    ``absolute=True`` turns x *to* the angle, counted from a plane's first direction towards its second, and keeps its
+    length there: angular steering (arXiv 2510.26243). Strength 0.5 goes half of the shorter way.
+
+    Raises:
+        ValueError: an odd rank, as many angles as neither one nor a plane, a centre of another width.
+
     """
 
     subspace: Subspace
     angle: Strength
     strength: int | float = 1.0
     centre: Tensor | None = None
+    absolute: bool = False
 
     def __post_init__(self) -> None:
         if self.subspace.rank % 2:
@@ -203,18 +227,27 @@ class Rotate(Intervention):
         """Return x turned in the planes of the subspace."""
         y = working(x)
         coords = self.subspace.coords(y if self.centre is None else y - self.centre.to(y)).unflatten(-1, (-1, 2))
-        angle = (self.angle * self.strength).to(y.device)  # type: ignore[union-attr]
-        cos, sin = angle.cos().to(y.dtype), angle.sin().to(y.dtype)
         u, v = coords.unbind(-1)
+        angle = self.angle.to(y.device)  # type: ignore[union-attr]
+        if self.absolute:
+            turn = torch.remainder(angle.to(y.dtype) - torch.atan2(v, u) + torch.pi, 2 * torch.pi) - torch.pi
+            turn = turn * self.strength
+        else:
+            turn = angle * self.strength
+        cos, sin = turn.cos().to(y.dtype), turn.sin().to(y.dtype)
         turned = torch.stack([cos * u - sin * v, sin * u + cos * v], dim=-1)
         return finished(y + (turned - coords).flatten(-2) @ self.subspace.columns(y).mT, x)
 
     @property
     def laws(self) -> frozenset[str]:
-        """About zero it is linear and keeps norms; it is idempotent only when it turns by nothing."""
-        nothing = not torch.remainder(self.angle * self.strength, 2 * torch.pi).any()  # type: ignore[arg-type]
-        about_zero = {"linear", "norm_preserving"} if nothing or self.centre is None else set()
-        return frozenset({"bakeable"} | about_zero | ({"idempotent"} if nothing else set()))
+        """About zero it keeps norms, and by an angle it is linear; to an angle, or by nothing, it is idempotent."""
+        nothing = self.strength == 0
+        if not self.absolute:
+            nothing = not torch.remainder(self.angle * self.strength, 2 * torch.pi).any()  # type: ignore[arg-type]
+        laws = {"norm_preserving"} if nothing or self.centre is None else set()
+        laws |= {"idempotent"} if nothing or (self.absolute and self.strength == 1) else set()
+        laws |= {"linear"} if nothing or (self.centre is None and not self.absolute) else set()
+        return frozenset(laws | ({"bakeable"} if nothing or not self.absolute else set()))
 
     @property
     def rank(self) -> int | None:
@@ -222,68 +255,8 @@ class Rotate(Intervention):
         return self.subspace.rank
 
     def __repr__(self) -> str:
-        about = "" if self.centre is None else f", about {_shape(self.centre)}"
-        return f"Rotate({self.subspace.rank // 2} planes of {self.subspace.d}{about}{_strength(self.strength)})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Erase(Intervention):
-    """Oblique erasure: x' = x - s W Rᵀ (x - c), for writer W ``[d r]``, reader R ``[d r]`` and centre c ``[d]``.
-
-    With Rᵀ W = 1 the edit is a projector along W onto the null space of Rᵀ; LEACE's factors have that form.
-    """
-
-    writer: Float[Tensor, "d r"]
-    reader: Float[Tensor, "d r"]
-    centre: Float[Tensor, " d"] | None = None
-    strength: int | float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("writer", "reader", "centre"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).to(torch.float64))
-        if self.writer.ndim != 2 or self.writer.shape != self.reader.shape:
-            raise ValueError(
-                f"writer {list(self.writer.shape)} and reader {list(self.reader.shape)} must both be [d, r]."
-            )
-        if self.centre is not None and self.centre.shape != self.writer.shape[:1]:
-            raise ValueError(f"centre has shape {list(self.centre.shape)}; [d] = [{self.writer.shape[0]}] is needed.")
-
-    def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
-        """Return x without what the reader sees of it."""
-        y = working(x)
-        if y.shape[-1] != self.writer.shape[0]:
-            raise ValueError(
-                f"{self!r} acts on vectors of width {self.writer.shape[0]}; these have width {y.shape[-1]}."
-            )
-        centred = y if self.centre is None else y - self.centre.to(y)
-        return finished(y - self.strength * ((centred @ self.reader.to(y)) @ self.writer.to(y).mT), x)
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """Idempotent when s Rᵀ W = 1; linear without a centre; an isometry when it reflects orthogonally."""
-        w, r = self.writer, self.strength * self.reader
-        identity, nothing = torch.eye(w.shape[1]).to(w), self.strength == 0
-        projects = torch.allclose(r.T @ w, identity, atol=1e-9)
-        reflects = torch.allclose(r.T @ w, 2 * identity, atol=1e-9) and torch.allclose(r @ (w.T @ w), 2 * w, atol=1e-9)
-        laws = {"bakeable"} | ({"linear"} if self.centre is None or nothing else set())
-        laws |= {"norm_preserving"} if nothing or (reflects and self.centre is None) else set()
-        return frozenset(laws | ({"idempotent"} if nothing or projects else set()))
-
-    @property
-    def rank(self) -> int | None:
-        """Columns of the writer."""
-        return self.writer.shape[1]
-
-    def __repr__(self) -> str:
-        return f"Erase(rank {self.writer.shape[1]} of {self.writer.shape[0]}{_strength(self.strength)})"
-
-
-def _shape(x: Tensor) -> str:
-    return "[" + " ".join(str(s) for s in x.shape) + "]"
-
-
-def _strength(strength: Strength) -> str:
-    if isinstance(strength, Tensor):
-        return f", strength {_shape(strength)}"
-    return "" if strength == 1 else f", strength {strength:g}"
+        about = "" if self.centre is None else f", about {shape_text(self.centre)}"
+        way = ", to an angle" if self.absolute else ""
+        return (
+            f"Rotate({self.subspace.rank // 2} planes of {self.subspace.d}{way}{about}{strength_text(self.strength)})"
+        )

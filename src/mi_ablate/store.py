@@ -26,8 +26,8 @@ FORMAT = "mi_ablate interventions 1"
 _FIELDS: dict[type[Intervention], tuple[str, ...]] = {
     Ablate: ("subspace", "to", "strength", "keep", "gate"),
     Add: ("vector", "strength"),
-    Rotate: ("subspace", "angle", "strength", "centre"),
-    Erase: ("writer", "reader", "centre", "strength"),
+    Rotate: ("subspace", "angle", "strength", "centre", "absolute"),
+    Erase: ("writer", "reader", "centre", "strength", "gate"),
 }
 _CLASSES = {cls.__name__: cls for cls in _FIELDS}
 _SHAPE = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "act_fn", "attn_only")
