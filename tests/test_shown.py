@@ -60,6 +60,15 @@ def test_prompts_of_text_are_read_by_the_models_tokenizer(folder: Path, tmp_path
         show(path, str(folder), prompts=prompts)
 
 
+def test_prompts_that_nothing_can_read_are_refused(tmp_path: Path) -> None:
+    random_gpt2(tmp_path / "bare")
+    (tmp_path / "prompts.txt").write_text("w3\n")
+    with pytest.raises(ValueError, match="has no tokenizer, so prompts of text cannot be read"):
+        show(ZERO, str(tmp_path / "bare"), prompts=tmp_path / "prompts.txt")
+    with pytest.raises(ValueError, match="add97 is a toy, and all of its own prompts are used: leave out --prompts"):
+        show(ZERO, prompts=tmp_path / "prompts.txt")
+
+
 def test_a_file_of_no_shipped_model_shows_its_card_alone(tmp_path: Path, model) -> None:
     hooks = Ablate(Subspace.random(16, 1)).at("blocks.0.hook_resid_post")
     path = mi.save(tmp_path / "x.safetensors", hooks, Card.of(model, "a title", description="in words"))

@@ -115,6 +115,8 @@ def _model(
     from mi_ablate.toys.tasks import labels
 
     if name in toys.names():
+        if prompts is not None:
+            raise ValueError(f"{name} is a toy, and all of its own prompts are used: leave out --prompts.")
         toy = toys.load(name)
         return toy.model, toy.tokens, None, lambda ids: " ".join(labels(toy.config, ids))
     loaded = load_model(name)
