@@ -80,9 +80,13 @@ def tiny(
     vocab: int = 11,
     norm: str | None = "LN",
     seed: int = 0,
+    weights: dict[str, Tensor] | None = None,
     **extra: Any,
 ) -> Any:
-    """A random transformer: a HookedTransformer where there is one, a native TransformerBridge otherwise."""
+    """A random transformer: a HookedTransformer where there is one, a native TransformerBridge otherwise.
+
+    ``weights`` replace the random ones of the same names.
+    """
     arguments = {
         "n_layers": n_layers,
         "d_model": d_model,
@@ -98,7 +102,7 @@ def tiny(
         **extra,
     }
     state = random_state(n_layers, d_model, n_heads, d_mlp, n_ctx, vocab, norm, seed)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    state = {name: tensor.to(dtype) for name, tensor in (state | (weights or {})).items()}
     if has_hooked_transformer():
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 

@@ -26,6 +26,8 @@ class PositionMetric:
     needs_clean: bool = False
     n: int | None = None
     """How many examples it has answers for; None where it needs none."""
+    ceiling: float | None = None
+    """The largest value that it can take; a run that is there hides what pushes it further or not quite below."""
 
     def __call__(
         self,
@@ -50,7 +52,7 @@ def accuracy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
         return (x.argmax(-1) == _take(answers, rows)).to(x.dtype)
 
-    return PositionMetric("accuracy", pos, score, n=len(answers))
+    return PositionMetric("accuracy", pos, score, n=len(answers), ceiling=1.0)
 
 
 def logit_diff(right: Int[Tensor, " n"], wrong: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:

@@ -1,0 +1,221 @@
+"""The places of a patching sweep: which positions and heads, what is written there, and the walk over them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mi_ablate import controls as kinds
+from mi_ablate._types import FwdHooks
+from mi_ablate.effects import Controls, draws_of
+from mi_ablate.interventions import Ablate
+from mi_ablate.replay import Replay
+from mi_ablate.subspace import Subspace
+
+Label = int | str | None
+OWN = "own"
+"""The label of a position that is given one an example."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffled:
+    """The control of a patch: every prompt gets the activation of another one, along one seeded cycle (none its own)."""
+
+    name: str = "shuffled"
+    random: bool = True
+
+    def __call__(self, hooks: FwdHooks, seed: int = 0) -> FwdHooks:
+        """Return the same patches with their source rows moved."""
+        return [(name, hook.with_intervention(_moved(hook.intervention, seed))) for name, hook in hooks]  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return "shuffled source rows"
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """A grid of sites x positions x heads, with the activations to write ``[n m *head d]`` of each site."""
+
+    sites: tuple[str, ...]
+    pos: tuple[int | Tensor | None, ...]
+    heads: tuple[int | None, ...]
+    source: Mapping[str, Tensor]
+    base: Mapping[str, Tensor] | None
+    """The activations that are overwritten, where a control needs them."""
+    parts: Mapping[str, Subspace] | None
+    length: int = 0
+    """Of the sequences, where none is padded: the last position is then written as -1, which `replay` knows a shortcut for."""
+    aligned: bool = True
+    """Whether another prompt's activations belong to the same positions."""
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The positions as they are shown."""
+        return tuple(OWN if isinstance(p, Tensor) else p for p in self.pos)
+
+    @property
+    def what(self) -> str:
+        """What is patched where it is not the whole vector."""
+        if self.parts is None:
+            return ""
+        part = max(self.parts.values(), key=lambda p: p.rank)
+        return f"rank {part.rank} of {part.d}" + (f" ({part.name[:32]})" if part.name else "")
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        shape = (len(self.sites), len(self.pos), len(self.heads))
+        return (tuple(index) for index in torch.cartesian_prod(*(torch.arange(s) for s in shape)).tolist())  # type: ignore[misc]
+
+    def vectors(self, acts: Mapping[str, Tensor], i: int, j: int, h: int) -> Tensor:
+        """Return the activations of one place, ``[n d]``, ``[n head d]``, or with a position axis where all are meant."""
+        x, head = acts[self.sites[i]], self.heads[h]
+        x = x if self.pos[0] is None else x[:, j]
+        return x if head is None else x[..., head, :]
+
+    def hooks(self, i: int, j: int, h: int) -> FwdHooks:
+        """Return the patch of one place."""
+        part = None if self.parts is None else self.parts[self.sites[i]]
+        pos = self.pos[j]
+        pos = -1 if isinstance(pos, int) and pos == self.length - 1 else pos
+        return Ablate(part, self.vectors(self.source, i, j, h)).at(self.sites[i], pos=pos, head=self.heads[h])
+
+    def controls(self, given: Controls | None, i: int, j: int, h: int) -> Controls:
+        """Return the controls of one place: those given, or shuffled rows and covariance-drawn subspaces."""
+        if given is not None:
+            return given
+        found: dict[str, Callable[[FwdHooks, int], FwdHooks]] = {}
+        if self.aligned and len(self.source[self.sites[0]]) > 1:
+            found["shuffled"] = Shuffled()
+        if self.base is not None:
+            both = torch.cat([self.vectors(acts, i, j, h) for acts in (self.source, self.base)])
+            found["covariance"] = kinds.covariance(both)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Measures a metric under the patch of one place after another."""
+
+    places: Places
+    metric: Callable[..., Tensor]
+    reference: list[Tensor] | None
+    controls: Controls | None
+    draws: int
+    progress: Callable[[int, int], None] | None
+
+    def run(self, runs: Callable[[int], Replay]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the metric of every example ``[sites positions heads n]`` and control means ``[draws sites ...]``.
+
+        ``runs`` gives the way to run the model for the number of a position.
+        """
+        places = self.places
+        sample = places.controls(self.controls, 0, 0, 0)
+        many = {name: draws_of(control, self.draws) for name, control in sample.items()}
+        shape = (len(places.sites), len(places.pos), len(places.heads))
+        drawn = {name: torch.empty(d, *shape, dtype=torch.float64) for name, d in many.items()}
+        total, done, values = shape[0] * shape[1] * shape[2] * (1 + sum(many.values())), 0, []
+        for i, j, h in places:
+            hooks, replayed = places.hooks(i, j, h), runs(j)
+            values.append(replayed.score(hooks, self.metric, self.reference))
+            done = self._tell(done, total)
+            for name, control in places.controls(self.controls, i, j, h).items():
+                for seed in range(many[name]):
+                    score = replayed.score(control(hooks, seed), self.metric, self.reference)
+                    drawn[name][seed, i, j, h] = score.mean()
+                    done = self._tell(done, total)
+        return torch.stack(values).reshape(*shape, -1), drawn
+
+    def _tell(self, done: int, total: int) -> int:
+        if self.progress is not None:
+            self.progress(done + 1, total)
+        return done + 1
+
+
+def check_pairs(clean: Int[Tensor, "n p"], corrupted: Int[Tensor, "m q"]) -> None:
+    """Refuse prompts that are not pairs row by row."""
+    if clean.shape != corrupted.shape:
+        raise ValueError(
+            f"clean {list(clean.shape)} and corrupted {list(corrupted.shape)} are not pairs: patching writes position by "
+            "position, so give one corrupted prompt for each clean one, of the same length."
+        )
+
+
+def positions_of(
+    pos: str | int | Sequence[int] | Tensor | None, tokens: Int[Tensor, "n p"], mask: Tensor | None
+) -> tuple[int | Tensor | None, ...]:
+    """Return the positions that are patched one by one; ``(None,)`` means all at once."""
+    if pos is None or isinstance(pos, Tensor):
+        return (pos,)
+    if isinstance(pos, str):
+        if pos != "each":
+            raise ValueError(f"pos={pos!r}: 'each' for one position after another, an int, a list of ints, or None.")
+        shortest, longest = lengths_of(tokens, mask)
+        if shortest == 0:
+            raise ValueError("A row of attention_mask has no real token, so there is no position to patch.")
+        return tuple(range(longest)) if shortest == longest else tuple(range(-shortest, 0))
+    chosen = tuple(int(p) for p in ([pos] if isinstance(pos, int) else pos))
+    if not chosen:
+        raise ValueError("pos=[] chooses no position to patch.")
+    return chosen
+
+
+def lengths_of(tokens: Int[Tensor, "n p"], mask: Tensor | None) -> tuple[int, int]:
+    """Return the lengths of the shortest and the longest row, in real tokens."""
+    if mask is None:
+        return tokens.shape[1], tokens.shape[1]
+    lengths = mask.bool().sum(1)
+    return int(lengths.min()), int(lengths.max())
+
+
+def heads_of(head: str | int | Sequence[int] | None, acts: Mapping[str, Tensor]) -> tuple[int | None, ...]:
+    """Return the heads that are patched one by one; ``(None,)`` means the whole site. ``acts`` are ``[n m *head d]``."""
+    if head is None:
+        return (None,)
+    bare = [name for name, x in acts.items() if x.ndim != 4]
+    if bare:
+        raise ValueError(
+            f"head={head!r} at {bare[0]}: it has no heads. Sites that have: 'z', 'q', 'k', 'v', 'pattern'."
+        )
+    counts = {name: x.shape[2] for name, x in acts.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"The sites have different numbers of heads ({counts}): patch them in calls of their own.")
+    n = next(iter(counts.values()))
+    if isinstance(head, str):
+        if head != "each":
+            raise ValueError(f"head={head!r}: 'each' for one head after another, an int, a list of ints, or None.")
+        return tuple(range(n))
+    chosen = [head] if isinstance(head, int) else list(head)
+    if not chosen or min(chosen) < -n or max(chosen) >= n:
+        raise IndexError(f"head={head} is out of range: each site has {n} heads, so 0 to {n - 1}.")
+    return tuple(h % n for h in chosen)
+
+
+def parts_of(
+    subspace: Subspace | Mapping[str, Subspace] | None, sites: Sequence[str], acts: Mapping[str, Tensor]
+) -> dict[str, Subspace] | None:
+    """Return the subspace of each site, of the width that the site has."""
+    if subspace is None:
+        return None
+    if isinstance(subspace, Mapping) and set(subspace) != set(sites):
+        wrong = sorted(set(subspace) ^ set(sites))
+        raise ValueError(
+            f"The subspaces and the sites do not match at {wrong[:3]}: give one for each of {list(sites)[:3]}."
+        )
+    parts = dict(subspace) if isinstance(subspace, Mapping) else dict.fromkeys(sites, subspace)
+    for name, part in parts.items():
+        if part.d != acts[name].shape[-1]:
+            raise ValueError(
+                f"{part!r} cannot be patched at {name}, whose vectors have width {acts[name].shape[-1]}: fit it there."
+            )
+    return parts
+
+
+def _moved(edit: Any, seed: int) -> Ablate:
+    if not isinstance(edit, Ablate) or edit.to is None:
+        raise ValueError(f"{edit!r} writes no other run's activations: the shuffled control is one of patches.")
+    order = torch.randperm(len(edit.to), generator=torch.Generator().manual_seed(seed))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return replace(edit, to=edit.to[partner])

@@ -1,0 +1,366 @@
+"""Patching: runs restored by construction, hand-wired gates, and places that are refused."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mi_ablate as mi
+from mi_ablate import Ablate, Subspace, accuracy, cross_entropy, kl, logit_diff, patch
+from mi_ablate._places import Shuffled
+from models import FAMILIES, family, has_hooked_transformer, logits_with, random_state, tiny, tokens_for
+
+N, P = 6, 5
+RIGHT = torch.arange(N)
+DIFF = logit_diff(RIGHT, RIGHT + 1)
+FIRST, LAST = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def pairs(model) -> tuple[Tensor, Tensor]:
+    return tokens_for(model, N, P), tokens_for(model, N, P, seed=1)
+
+
+def by_hand(model, base: Tensor, source: Tensor, name: str, pos: int, head: int | None, metric=DIFF) -> Tensor:
+    """The same patch with a bare hook that copies from a cache."""
+    with torch.no_grad():
+        cache = model.run_with_cache(source)[1]
+
+    def write(x: Tensor, hook: Any) -> Tensor:
+        x = x.clone()
+        x[(slice(None), pos) if head is None else (slice(None), pos, head)] = cache[name][
+            (slice(None), pos) if head is None else (slice(None), pos, head)
+        ]
+        return x
+
+    return metric(logits_with(model, base, [(name, write)]), None, torch.arange(N)).double()
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+@pytest.mark.parametrize(("names", "head"), [("resid_pre", None), ("attn_out", None), ("z", "each"), ("z", None)])
+def test_every_place_equals_a_hook_that_copies_from_a_cache(model, pairs, mode: str, names: str, head: Any) -> None:
+    clean, corrupted = pairs
+    base, source = (corrupted, clean) if mode == "denoise" else (clean, corrupted)
+    found = patch(model, clean, corrupted, DIFF, names, mode=mode, head=head, controls={})
+    assert found.values.shape == (2, P, 2 if head else 1, N)
+    assert found.sites == mi.sites(model, names)
+    for i, name in enumerate(found.sites):
+        for j, pos in enumerate(found.positions):
+            for h, at in enumerate(found.heads):
+                wanted = by_hand(model, base, source, name, pos, at)
+                assert torch.allclose(found.values[i, j, h], wanted, atol=1e-10)
+    start, end = (found.corrupted, found.clean) if mode == "denoise" else (found.clean, found.corrupted)
+    shares = (found.values.mean(-1) - start.mean()) / (end.mean() - start.mean())
+    assert torch.allclose(found.normalised, shares)
+
+
+def test_patterns_are_patched_by_query_and_head(model, pairs) -> None:
+    clean, corrupted = pairs
+    name = "blocks.1.attn.hook_pattern"
+    found = patch(model, clean, corrupted, DIFF, name, head=[1, -2], pos=[-1, 2], controls={})
+    assert (found.heads, found.positions) == ((1, 0), (-1, 2))
+    cache = model.run_with_cache(clean)[1]
+
+    def write(x: Tensor, hook: Any) -> Tensor:
+        x = x.clone()
+        x[:, 1, 2] = cache[name][:, 1, 2]
+        return x
+
+    wanted = DIFF(logits_with(model, corrupted, [(name, write)]), None, torch.arange(N))
+    assert torch.allclose(found.values[0, 1, 0], wanted, atol=1e-12)
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+def test_the_whole_stream_at_all_positions_is_the_other_run(model, pairs, mode: str) -> None:
+    for names in ("resid_pre", "resid_mid", "resid_post"):
+        found = patch(model, *pairs, DIFF, names, mode=mode, pos=None)
+        assert torch.allclose(found.normalised, torch.ones_like(found.normalised), atol=1e-12)
+        other = found.clean if mode == "denoise" else found.corrupted
+        assert torch.allclose(found.values, other.expand_as(found.values), atol=1e-12)
+        assert not torch.allclose(found.share(found.controls["shuffled"]), found.normalised, atol=1e-3)
+
+
+def test_where_the_prompts_of_a_pair_are_the_same_nothing_happens(model, pairs) -> None:
+    """Half the pairs are twins: patching a run with its own activations changes none of their values."""
+    clean, corrupted = pairs
+    corrupted = torch.cat([clean[:3], corrupted[3:]])
+    for names, head in (("resid_pre", None), ("z", "each"), ("mlp_out", None)):
+        found = patch(model, clean, corrupted, DIFF, names, head=head, controls={})
+        twins = found.values[..., :3] - found.corrupted[:3]
+        assert twins.abs().max() < 1e-12
+        assert (found.values[..., 3:] - found.corrupted[3:]).abs().max() > 1e-3
+
+
+def test_causal_positions_before_the_difference_carry_nothing(model, pairs) -> None:
+    """With one differing token the stream before it is the same; the embedding carries all of it at that position."""
+    clean = pairs[0]
+    corrupted = clean.clone()
+    corrupted[:, 2] = (corrupted[:, 2] + 1) % 11
+    found = patch(model, clean, corrupted, DIFF, "resid_pre", controls={})
+    assert found.normalised[:, :2].abs().max() < 1e-12
+    assert torch.allclose(found.normalised[0, :, 0], torch.tensor([0.0, 0, 1, 0, 0]).double(), atol=1e-12)
+    assert (found.normalised[1, 3:, 0].abs() > 1e-6).all()
+
+
+@given(seed=st.integers(0, 1000), rank=st.integers(1, 16))
+def test_a_subspace_patch_is_the_whole_one_at_full_rank_alone(model, pairs, seed: int, rank: int) -> None:
+    clean, corrupted = pairs
+    full = patch(model, clean, corrupted, DIFF, LAST, pos=-1, controls={})
+    part = patch(
+        model, clean, corrupted, DIFF, LAST, pos=-1, subspace=Subspace.random(16, 16, seed)[:rank], controls={}
+    )
+    if rank == 16:
+        assert torch.allclose(part.values, full.values, atol=1e-10)
+    else:
+        assert not torch.allclose(part.values, full.values, atol=1e-6)
+
+
+def test_a_subspace_of_full_rank_is_the_whole_vector_and_one_a_site_is_allowed(model, pairs) -> None:
+    whole = patch(model, *pairs, DIFF, "resid_post", controls={})
+    turned = Subspace.random(16, 16, seed=3)
+    for parts in (turned, {FIRST: turned, LAST: Subspace.random(16, 16, seed=4)}):
+        found = patch(model, *pairs, DIFF, "resid_post", subspace=parts, controls={})
+        assert torch.allclose(found.values, whole.values, atol=1e-10)
+    small = patch(model, *pairs, DIFF, "resid_post", subspace=turned[:2], controls={})
+    assert not torch.allclose(small.values, whole.values, atol=1e-3)
+    assert "rank 2 of 16 (random, seed 3)" in repr(small)
+
+
+@pytest.mark.parametrize("metric", [DIFF, kl(), cross_entropy(RIGHT)], ids=lambda m: m.name)
+def test_batched_equals_whole(model, pairs, metric) -> None:
+    part = {"pos": [0, -1], "subspace": Subspace.random(16, 3)}
+    for options in ({"pos": [2, -1]}, {"pos": None}, {"pos": torch.arange(N) % P}, part):
+        whole = patch(model, *pairs, metric, FIRST, **options)
+        parts = patch(model, *pairs, metric, FIRST, batch_size=4, **options)
+        assert torch.allclose(whole.values, parts.values, atol=1e-10)
+        for name, means in whole.controls.items():
+            assert torch.allclose(means, parts.controls[name], atol=1e-10)
+
+
+def test_kl_compares_with_the_clean_run_in_both_modes(model, pairs) -> None:
+    for mode in ("denoise", "noise"):
+        found = patch(model, *pairs, kl(), "resid_post", mode=mode, pos=None)
+        assert found.clean.abs().max() < 1e-12
+        assert found.corrupted.min() > 0.01
+        assert torch.allclose(found.normalised, torch.ones_like(found.normalised), atol=1e-10)
+
+
+# Gates: two parts, joined by OR or by AND, wired by hand
+
+
+def gate(kind: str) -> Any:
+    """Heads 0 and 1 copy the bits of positions 0 and 1 to the end, where an MLP joins them; logit 1 is the result."""
+    shape = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "n_ctx": 12, "vocab": 11, "norm": None, "seed": 0}
+    w = {name: torch.zeros_like(x) for name, x in random_state(**shape).items()}
+    w["embed.W_E"][1, 0] = 1.0  # token 1 is a set bit
+    for pos in range(2):
+        w["pos_embed.W_pos"][pos, 1 + pos] = 1.0
+        w["blocks.0.attn.W_K"][pos, 1 + pos, 0] = 1.0
+    w["blocks.0.attn.b_Q"][:, 0] = 1000.0  # every query looks for the position of its head
+    w["blocks.0.attn.W_V"][:, 0, 1] = 1.0
+    for head in range(2):
+        w["blocks.0.attn.W_O"][head, 1, 4 + head] = 1.0
+    w["blocks.0.mlp.W_in"][4:6, :2] = 1.0
+    w["blocks.0.mlp.b_in"][1] = -1.0  # neurons: a + b, and both
+    both = {"or": [1.0, -1.0], "and": [0.0, 1.0]}[kind]
+    w["blocks.0.mlp.W_out"][:2, 8] = torch.tensor(both, dtype=torch.float64)
+    w["unembed.W_U"][8, 1] = 1.0
+    return tiny(n_layers=1, norm=None, act_fn="relu", weights=w)
+
+
+TABLE = {("or", "denoise"): 1.0, ("or", "noise"): 0.0, ("and", "denoise"): 0.0, ("and", "noise"): 1.0}
+"""Denoising finds the parts of an OR, noising those of an AND; each is blind to the other."""
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize(("kind", "mode"), sorted(TABLE))
+def test_denoising_finds_the_parts_of_an_or_and_noising_those_of_an_and(kind: str, mode: str) -> None:
+    clean, corrupted = torch.tensor([[1, 1, 0], [1, 1, 3]]), torch.tensor([[0, 0, 0], [0, 0, 3]])
+    metric = logit_diff(torch.ones(2).long(), torch.zeros(2).long())
+    found = patch(gate(kind), clean, corrupted, metric, "z", mode=mode, head="each", pos=-1)
+    assert (float(found.clean.mean()), float(found.corrupted.mean())) == pytest.approx((1.0, 0.0), abs=1e-9)
+    assert found.normalised.flatten().tolist() == pytest.approx([TABLE[kind, mode]] * 2, abs=1e-9)
+    whole = patch(gate(kind), clean, corrupted, metric, "z", mode=mode, pos=-1)
+    assert float(whole.normalised) == pytest.approx(1.0, abs=1e-9), "both parts together always carry all of it"
+
+
+# Padding
+
+
+def padded(rows: list[list[int]], left: bool) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    out, mask = torch.zeros(len(rows), longest, dtype=torch.int64), torch.zeros(len(rows), longest, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), longest) if left else slice(0, len(row))
+        out[i, where], mask[i, where] = torch.tensor(row), 1
+    return out, mask
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padded_rows_are_swept_from_their_ends(model, left: bool) -> None:
+    """Each row of a padded batch gives what it gives alone, and positions count its real tokens."""
+    if left and not has_hooked_transformer():
+        pytest.skip("positions of left-padded rows start at the first real token in HookedTransformer")
+    clean_rows, other_rows = [[1, 2, 3, 4, 5], [6, 7, 8]], [[5, 2, 9, 4, 1], [3, 7, 2]]
+    clean, mask = padded(clean_rows, left)
+    corrupted, _ = padded(other_rows, left)
+    metric = logit_diff(torch.tensor([1, 2]), torch.tensor([3, 4]))
+    found = patch(model, clean, corrupted, metric, "resid_pre", attention_mask=mask)
+    assert found.positions == (-3, -2, -1)
+    for i, (a, b) in enumerate(zip(clean_rows, other_rows)):
+        own = logit_diff(torch.tensor([1 + i]), torch.tensor([3 + i]))
+        alone = patch(model, torch.tensor([a]), torch.tensor([b]), own, "resid_pre", pos=[-3, -2, -1])
+        assert torch.allclose(found.values[..., i], alone.values[..., 0], atol=1e-10)
+        assert alone.controls == {}
+        assert "no control" in repr(alone)
+    everywhere = patch(model, clean, corrupted, metric, "resid_pre", pos=None, attention_mask=mask)
+    assert torch.allclose(everywhere.normalised, torch.ones(2, 1, 1).double(), atol=1e-10)
+    assert everywhere.controls == {}, "other rows have other lengths, so their positions do not belong to these"
+
+
+def test_equal_lengths_count_from_the_start(model, pairs) -> None:
+    plain = patch(model, *pairs, DIFF, "resid_pre")
+    masked = patch(model, *pairs, DIFF, "resid_pre", attention_mask=torch.ones(N, P, dtype=torch.int64))
+    assert plain.positions == masked.positions == tuple(range(P))
+    assert torch.allclose(plain.values, masked.values, atol=1e-10)
+
+
+# Controls, tables, texts
+
+
+def test_the_shuffled_control_writes_another_prompts_activation(model, pairs) -> None:
+    clean, corrupted = pairs
+    found = patch(model, clean, corrupted, DIFF, FIRST, pos=2, draws=3)
+    assert found.controls["shuffled"].shape == (3, 1, 1, 1)
+    acts = mi.collect(model, clean, FIRST, pos=2)[FIRST]
+    for seed in range(3):
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+        to = torch.empty_like(acts)
+        to[order] = acts[order.roll(1)]
+        assert not (to == acts).all(1).any()
+        scores = DIFF(logits_with(model, corrupted, Ablate(None, to).at(FIRST, pos=2)), None, torch.arange(N))
+        assert float(found.controls["shuffled"][seed, 0, 0, 0]) == pytest.approx(float(scores.mean()), abs=1e-10)
+    own = patch(model, clean, corrupted, DIFF, FIRST, pos=2, controls={"nothing": lambda hooks, seed: []})
+    assert float(own.share(own.controls["nothing"])) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_subspace_stands_beside_drawn_ones_of_its_rank(model, pairs) -> None:
+    found = patch(model, *pairs, DIFF, "z", head="each", pos=[1, -1], subspace=Subspace.random(8, 2), draws=2)
+    assert set(found.controls) == {"shuffled", "covariance"}
+    assert found.controls["covariance"].shape == (2, 2, 2, 2)
+    full = patch(model, *pairs, DIFF, "z", head="each", pos=[1, -1], subspace=Subspace.random(8, 8))
+    assert torch.allclose(full.controls["covariance"][0], full.values.mean(-1), atol=1e-10)
+    assert not torch.allclose(found.controls["covariance"][0], found.values.mean(-1), atol=1e-4)
+
+
+def test_tables_tops_and_reprs(model, pairs) -> None:
+    found = patch(model, *pairs, DIFF, "z", head="each", pos=[0, -1])
+    rows = found.table()
+    assert len(rows) == 8
+    assert rows[3]["site"] == "blocks.0.attn.hook_z"
+    assert (rows[3]["pos"], rows[3]["head"]) == (-1, 1)
+    assert rows[3]["normalised"] == pytest.approx(float(found.normalised[0, 1, 1]))
+    assert rows[3]["logit_diff"] == pytest.approx(float(found.values[0, 1, 1].mean()))
+    top = found.top(3)
+    assert [abs(r["normalised"]) for r in top] == sorted((abs(r["normalised"]) for r in rows), reverse=True)[:3]
+    text = repr(found)
+    assert text.startswith("Patching(denoise, logit_diff, 2 sites x 2 positions x 2 heads, n 6: clean ")
+    assert f"most {top[0]['normalised']:.2f} at {top[0]['site']} pos {top[0]['pos']} head {top[0]['head']}" in text
+    low, high = mi.interval(found.values[0, 0, 0])
+    assert low < float(found.values[0, 0, 0].mean()) < high
+
+
+def test_a_saturated_metric_warns_and_says_so(model, pairs) -> None:
+    clean, corrupted = pairs
+    answers = logits_with(model, clean)[:, -1].argmax(-1)
+    with pytest.warns(UserWarning, match=r"accuracy is at its ceiling on the clean prompts \(1\.000\)"):
+        found = patch(model, clean, corrupted, accuracy(answers), "resid_pre")
+    assert found.saturated
+    assert repr(found).endswith("; the metric is at its ceiling)")
+    assert all(row["saturated"] for row in found.table())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not patch(model, clean, corrupted, DIFF, "resid_pre").saturated
+
+
+def test_progress_counts_every_pass(model, pairs) -> None:
+    seen: list[tuple[int, int]] = []
+    patch(model, *pairs, DIFF, "resid_pre", draws=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, 30) for i in range(30)]
+
+
+def test_blocks_in_parallel_have_no_point_between(pairs) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("the families are HookedTransformers")
+    model = family("parallel")
+    with pytest.raises(KeyError, match="Blocks that run attention and MLP in parallel have no point between them"):
+        patch(model, *pairs, DIFF, "resid_mid")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_stream_restores_the_other_run_in_every_family(name: str) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("the families are HookedTransformers")
+    model = family(name)
+    found = patch(model, tokens_for(model, N, P), tokens_for(model, N, P, seed=1), DIFF, "resid_post", pos=None)
+    assert torch.allclose(found.normalised, torch.ones(2, 1, 1).double(), atol=1e-10)
+
+
+# Bad input
+
+
+def test_what_cannot_be_patched_is_refused(model, pairs) -> None:
+    clean, corrupted = pairs
+    own = (model, clean, corrupted, DIFF)
+    with pytest.raises(
+        ValueError, match=r"clean \[6, 5\] and corrupted \[5, 5\] are not pairs: patching writes position"
+    ):
+        patch(model, clean, corrupted[:5], DIFF)
+    with pytest.raises(ValueError, match=r"mode='both' must be 'denoise' \(clean into corrupted\) or 'noise'"):
+        patch(*own, mode="both")
+    with pytest.raises(KeyError, match=r"No hook point matches 'blocks\.2\.hook_resid_pre'"):
+        patch(*own, "blocks.2.hook_resid_pre")
+    with pytest.raises(IndexError, match="pos=5 is out of range: the sequence has 5 positions, so -5 to 4"):
+        patch(*own, pos=[0, 5])
+    with pytest.raises(ValueError, match="pos='all': 'each' for one position after another, an int"):
+        patch(*own, pos="all")
+    with pytest.raises(ValueError, match=r"pos=\[\] chooses no position to patch"):
+        patch(*own, pos=[])
+    with pytest.raises(ValueError, match=r"head='each' at blocks\.0\.hook_resid_pre: it has no heads"):
+        patch(*own, head="each")
+    with pytest.raises(ValueError, match="head='all': 'each' for one head after another"):
+        patch(*own, "z", head="all")
+    with pytest.raises(IndexError, match="head=2 is out of range: each site has 2 heads, so 0 to 1"):
+        patch(*own, "z", head=2)
+    with pytest.raises(ValueError, match=r"cannot be patched at blocks\.0\.attn\.hook_z, whose vectors have width 8"):
+        patch(*own, "z", subspace=Subspace.random(16, 2))
+    with pytest.raises(
+        ValueError, match=r"The subspaces and the sites do not match at \['blocks\.1\.hook_resid_post'\]"
+    ):
+        patch(*own, "resid_post", subspace={FIRST: Subspace.random(16, 2)})
+    with pytest.raises(ValueError, match=r"logit_diff is .* on the clean prompts and .*: there is no difference for a"):
+        patch(model, clean, clean, DIFF)
+    with pytest.raises(ValueError, match="draws=0: at least 1"):
+        patch(*own, draws=0)
+    mask = torch.ones(N, P, dtype=torch.int64)
+    mask[0] = 0
+    with pytest.raises(ValueError, match="A row of attention_mask has no real token, so there is no position to patch"):
+        patch(*own, attention_mask=mask)
+    with pytest.raises(ValueError, match="writes no other run's activations: the shuffled control is one of patches"):
+        Shuffled()(mi.Add(torch.ones(16)).at(FIRST))
+
+
+def test_sites_with_different_numbers_of_heads_are_patched_apart(pairs) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("the families are HookedTransformers")
+    model = family("gated MLP, grouped heads")
+    with pytest.raises(ValueError, match="The sites have different numbers of heads"):
+        patch(model, *pairs, DIFF, ["q", "k"], head="each")
+    found = patch(model, *pairs, DIFF, "k", head="each", controls={})
+    assert found.heads == (0,)
