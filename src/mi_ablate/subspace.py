@@ -189,6 +189,18 @@ class Subspace:
         """Return the same subspace with its basis on ``device``."""
         return Subspace(self.basis.to(device), self.name, self.source)
 
+    def plot(self) -> Any:
+        """Return the plotly figure of the directions' sizes, or of how many coordinates each is spread over."""
+        from mi_ablate.figures import directions
+
+        return directions(self)
+
+    def _repr_html_(self) -> str:
+        from mi_ablate.figures import html_table
+
+        facts = {key: value for key, value in self.source.items() if isinstance(value, (str, int, float))}
+        return html_table([{"subspace": self.name or "(no name)", "rank": self.rank, "of": self.d, **facts}])
+
     def __repr__(self) -> str:
         name = f", {self.name[:32]!r}" if self.name else ""
         return f"Subspace(rank {self.rank} of {self.d}{name})"

@@ -12,7 +12,19 @@ from mi_ablate.figures.bars import spectrum
 from mi_ablate.figures.circles import answer_circle
 from mi_ablate.figures.curves import removal
 from mi_ablate.figures.heads import AttentionPicture, attention
+from mi_ablate.figures.outcomes import outcome
+from mi_ablate.figures.sizes import directions
 from mi_ablate.figures.tables import html_table
 from mi_ablate.figures.training import training_curves
 
-__all__ = ["AttentionPicture", "answer_circle", "attention", "html_table", "removal", "spectrum", "training_curves"]
+__all__ = [
+    "AttentionPicture",
+    "answer_circle",
+    "attention",
+    "directions",
+    "html_table",
+    "outcome",
+    "removal",
+    "spectrum",
+    "training_curves",
+]
