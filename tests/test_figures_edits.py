@@ -53,3 +53,8 @@ def test_a_notebook_shows_a_subspace_with_its_source_escaped() -> None:
     assert "by &lt;hand&gt;" in text
     assert "<script>" not in text
     assert "(no name)" in Subspace(s.basis)._repr_html_()
+
+
+def test_a_notebook_shows_the_table_of_an_effect(found: Effect) -> None:
+    assert found._repr_html_().count("<tr>") == 5, "a head and four runs"
+    assert len(found.plot().data) == 4

@@ -130,6 +130,11 @@ class Curve:
 
         return removal({self.ablation: self})
 
+    def _repr_html_(self) -> str:
+        from mi_ablate.figures import html_table
+
+        return html_table(self.table())
+
     def __repr__(self) -> str:
         ends = f"k@95% {self.k_at(0.95)}, k@50% {self.k_at(0.5)}"
         where = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"

@@ -51,6 +51,17 @@ class Effect:
             rows.append({**row, "draws": len(means), "variance_removed": self.variance_removed.get(name)})
         return rows
 
+    def plot(self) -> Any:
+        """Return the plotly figure of the runs: clean, edited and every draw of each control."""
+        from mi_ablate.figures import outcome
+
+        return outcome(self)
+
+    def _repr_html_(self) -> str:
+        from mi_ablate.figures import html_table
+
+        return html_table(self.table())
+
     def __repr__(self) -> str:
         parts = []
         for row in self.table():

@@ -61,8 +61,8 @@ def outcome(effect: Effect, title: str | None = None) -> Any:
         xaxis={"title": {"text": effect.metric}, "zeroline": False},
         yaxis={"categoryorder": "array", "categoryarray": names[::-1], "showgrid": True, "automargin": True},
     )
-    height = 90 + 42 * len(names)
-    return finish(figure, title, height=height, margin={"l": 20, "r": 20, "t": 15, "b": 55}, wide={}, narrow={})
+    height = 107 + 42 * len(names)
+    return finish(figure, title, height=height, margin={"l": 20, "r": 20, "t": 32, "b": 55}, wide={}, narrow={})
 
 
 def _label(name: str, effect: Effect) -> str:

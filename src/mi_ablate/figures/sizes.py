@@ -5,7 +5,7 @@ from typing import Any
 from mi_ablate.figures._style import PALETTE, finish
 from mi_ablate.subspace import Subspace
 
-_SIZES = {"sizes": "length", "rms": "root-mean-square of the fitted values", "explained": "share of the squares"}
+_SIZES = {"sizes": "length", "rms": "rms of the fitted values", "explained": "share of the squares"}
 
 
 def directions(subspace: Subspace, title: str | None = None) -> Any:
