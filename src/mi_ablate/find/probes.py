@@ -1,0 +1,213 @@
+"""Linear probes as directions, in activation coordinates: logistic regression, discriminants, and INLP.
+
+    logistic   weights of a regularised logistic regression (scikit-learn)
+    lda        S_w^(-1) (mu+ - mu-) and its like for more classes, S_w the shrunk within-class covariance (scikit-learn)
+    inlp       repeat: fit a logistic probe, add its direction, project it out (Ravfogel et al. 2020, arXiv 2004.07667)
+
+A probe is a *reader*: it says along which direction the concept can be read off, which mixes what the concept writes
+with whatever cancels correlated noise. So removing a probe's direction need not remove the information (INLP needs many
+rounds; `mi_ablate.find.leace` does it in one), and adding it need not write the concept. That a probe reads a concept
+does not show that the model does.
+
+Inputs are standardised for the fit and the weights mapped back, so a direction can be used on the activations as they
+are. ``source["accuracy"]`` is cross-validated, ``source["chance"]`` the share of the largest class.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mi_ablate.find._inputs import Labels, checked_rank, counts, in_order, numbered, ordered, oriented
+from mi_ablate.regression import _activations
+from mi_ablate.subspace import Subspace
+
+_FOLDS = 5
+_SEED = 0
+
+
+def logistic(
+    acts: Float[Tensor, "n d"], labels: Labels, *, C: int | float = 1.0, rank: int | None = None, name: str = ""
+) -> Subspace:
+    """Return the weight directions of a logistic probe: one of two classes, classes - 1 of more.
+
+    Of more than two classes they are ordered by the singular values of the weights (on standardised inputs), and each
+    points to the class whose score rises most along it.
+
+    Args:
+        acts: activations, one row an example.
+        labels: True and False, or any whole numbers.
+        C: inverse strength of the L2 penalty on the weights of standardised inputs.
+        rank: how many directions; all by default.
+        name: what to call the result.
+
+    Raises:
+        ValueError: one class only, C not positive, a rank that is not there.
+
+    """
+    x = _activations(acts)
+    index, values = numbered(labels, len(x))
+    make, scale = _logistic(C), _scale(x)
+    scaled = (x - x.mean(0)) / scale
+    source: dict[str, Any] = {"method": "logistic probe", "C": C, "n": counts(index, values)}
+    columns = _weights(scaled, index, make, rank) / scale[:, None]
+    return in_order(columns, name or "logistic probe", {**source, **_score(scaled, index, make)})
+
+
+def lda(
+    acts: Float[Tensor, "n d"],
+    labels: Labels,
+    *,
+    shrinkage: int | float | str = "auto",
+    rank: int | None = None,
+    name: str = "",
+) -> Subspace:
+    """Return the linear discriminants, the largest ratio of between- to within-class variance first.
+
+    Args:
+        acts: activations, one row an example.
+        labels: True and False, or any whole numbers.
+        shrinkage: of the within-class covariance towards a multiple of the identity, 0 to 1; "auto" is Ledoit and
+            Wolf's, which also makes fewer examples than dimensions possible.
+        rank: how many directions; by default all, at most classes - 1.
+        name: what to call the result.
+
+    Raises:
+        ValueError: one class only, a singular covariance (shrinkage 0 and few examples), a rank that is not there.
+
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    x = _activations(acts)
+    index, values = numbered(labels, len(x))
+    if len(x) <= len(values):
+        raise ValueError(f"{len(x)} examples of {len(values)} classes: a within-class covariance needs more examples.")
+
+    def make() -> Any:
+        return LinearDiscriminantAnalysis(solver="eigen", shrinkage=shrinkage)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ratios of eigenvalues that are zero
+            probe = make().fit(x.cpu().numpy(), index.numpy())
+    except (ArithmeticError, torch.linalg.LinAlgError) as error:
+        raise ValueError(
+            f"The within-class covariance of {len(x)} examples in {x.shape[1]} dimensions is singular at "
+            f'shrinkage={shrinkage!r}: use "auto", or a larger number.'
+        ) from error
+    ratio = torch.as_tensor(probe.explained_variance_ratio_[: len(values) - 1])
+    full = int((ratio > 1e-10).sum())
+    checked_rank(rank, full, f"classes differ along {full} discriminants")
+    columns = torch.as_tensor(probe.scalings_[:, : rank or full]).to(x)
+    means = torch.stack([x[(index == i).to(x.device)].mean(0) for i in range(len(values))])
+    columns = _towards_the_furthest(columns, means)
+    source: dict[str, Any] = {"method": "LDA", "shrinkage": shrinkage, "n": counts(index, values)}
+    source |= {"explained": ratio[: columns.shape[1]].tolist(), **_score(x, index, make)}
+    return in_order(columns, name or "LDA", source)
+
+
+def inlp(
+    acts: Float[Tensor, "n d"], labels: Labels, *, rank: int | None = None, C: int | float = 1.0, name: str = ""
+) -> Subspace:
+    """Return the directions of logistic probes fitted one after another, each on what the earlier ones leave.
+
+    It stops when the next probe's cross-validated accuracy is within two standard errors of chance (the share of the
+    largest class); ``source["stopped"]`` says why it ended, ``source["accuracy"]`` holds the accuracy before each
+    probe was removed, and the last one after all of them.
+
+    Args:
+        acts: activations, one row an example.
+        labels: True and False, or any whole numbers; a probe of k classes adds k - 1 directions.
+        rank: demand so many directions; by default as many as it takes to reach chance.
+        C: inverse strength of the L2 penalty on the weights of standardised inputs.
+        name: what to call the result.
+
+    Raises:
+        ValueError: a first probe at chance, or chance before ``rank`` directions: the rest would be noise.
+
+    """
+    x = _activations(acts)
+    index, values = numbered(labels, len(x))
+    checked_rank(rank, x.shape[1], f"activations have {x.shape[1]} dimensions")
+    if int(torch.bincount(index).min()) < 2:
+        raise ValueError("INLP stops at chance on held-out folds: each class needs at least two examples.")
+    make, scale, left = _logistic(C), _scale(x)[:, None], x - x.mean(0)
+    basis, accuracy, stopped = x[:0].T, [], "rank"
+    while rank is None or basis.shape[1] < rank:
+        score = _score(left / scale.T, index, make)
+        accuracy.append(score["accuracy"])
+        if score["accuracy"] <= score["chance"] + 2 * (score["chance"] * (1 - score["chance"]) / len(x)) ** 0.5:
+            stopped = "chance"
+            break
+        columns = _weights(left / scale.T, index, make, None) / scale
+        basis = Subspace.span(torch.cat([basis, columns], dim=1).T).basis
+        left = left - (left @ basis) @ basis.T
+        if float(left.norm()) <= 1e-9 * float(x.norm()):
+            stopped = "nothing left"
+            break
+    found = basis.shape[1]
+    if found == 0:
+        raise ValueError(
+            f"A probe reaches {accuracy[0]:.3f} on held-out folds, which is chance: there is nothing to remove."
+        )
+    if rank is not None and found < rank:
+        raise ValueError(
+            f"rank {rank} was asked for; after {found} directions INLP stops ({stopped}). Ask for at most {found}, or "
+            "leave rank out."
+        )
+    source = {"method": "INLP", "C": C, "n": counts(index, values), "accuracy": accuracy, "stopped": stopped}
+    return Subspace(basis[:, : rank or found].contiguous(), name or "INLP", {**source, "chance": _chance(index)})
+
+
+def _logistic(C: int | float) -> Callable[[], Any]:
+    if C <= 0:
+        raise ValueError(f"C={C}: the inverse strength of the penalty, above 0.")
+
+    def make() -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(C=C, max_iter=2000)
+
+    return make
+
+
+def _scale(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """The spread of each coordinate, 1 for those that do not vary."""
+    spread = x.std(0, correction=0)
+    return torch.where(spread <= 1e-12 * x.abs().amax(0), torch.ones_like(spread), spread)
+
+
+def _weights(
+    x: Float[Tensor, "n d"], index: Int[Tensor, " n"], make: Callable[[], Any], rank: int | None
+) -> Float[Tensor, "d r"]:
+    """The directions of a probe's weights, ordered and signed; those of two classes as they are."""
+    weights = torch.as_tensor(make().fit(x.cpu().numpy(), index.numpy()).coef_).to(x)
+    rows = weights - weights.mean(0) if len(weights) > 1 else weights
+    basis, _ = ordered(rows, rank, "weights of the probe")
+    return oriented(basis, rows[0]) if len(rows) == 1 else _towards_the_furthest(basis, rows)
+
+
+def _towards_the_furthest(basis: Float[Tensor, "d r"], rows: Float[Tensor, "k d"]) -> Float[Tensor, "d r"]:
+    """The columns, each pointing to the row furthest along it; of two, to the last."""
+    along = (rows - rows.mean(0)) @ basis
+    furthest = along[-1] if len(rows) == 2 else along.gather(0, along.abs().argmax(0, keepdim=True))[0]
+    return basis * furthest.sign()
+
+
+def _score(x: Tensor, index: Int[Tensor, " n"], make: Callable[[], Any]) -> dict[str, Any]:
+    """Cross-validated accuracy (None where a class has a single example), and chance."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    folds = min(_FOLDS, int(torch.bincount(index).min()))
+    if folds < 2:
+        return {"accuracy": None, "chance": _chance(index)}
+    splits = StratifiedKFold(folds, shuffle=True, random_state=_SEED)
+    scores = cross_val_score(make(), x.cpu().numpy(), index.numpy(), cv=splits)
+    return {"accuracy": float(scores.mean()), "chance": _chance(index)}
+
+
+def _chance(index: Int[Tensor, " n"]) -> float:
+    return float(torch.bincount(index).max() / len(index))
