@@ -89,11 +89,25 @@ def test_the_code_of_the_sweeps_page_reads_records(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "[200]\n[{'add': {'held_out': 1.0}}]\n"
 
 
-def test_own_workflow_example_prints_what_its_header_says():
-    last = run(ROOT / "examples" / "own_workflow.py", []).strip().splitlines()[-1]
-    turned, control = (float(x) for x in re.findall(r"\d\.\d+", last))
-    assert turned == pytest.approx(0.949, abs=0.005)
-    assert control == pytest.approx(0.015, abs=0.005)
+EXPECTED = re.compile(r"Expect the last line:\s+#?\s*`([^`]+)`")
+STATED = {
+    path.name: found.group(1)
+    for path in sorted((ROOT / "examples").glob("*.py"))
+    if (found := EXPECTED.search(path.read_text()))
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_an_example_prints_what_its_header_says(name):
+    last = run(ROOT / "examples" / name, []).strip().splitlines()[-1]
+    number = r"-?\d+\.\d+"
+    assert re.sub(number, "#", last) == re.sub(number, "#", STATED[name])
+    said = [float(x) for x in re.findall(number, STATED[name])]
+    assert [float(x) for x in re.findall(number, last)] == pytest.approx(said, abs=0.005)
+
+
+def test_every_example_is_run():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*STATED, "language_model.py"}
 
 
 @pytest.mark.compat
