@@ -10,7 +10,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mi_ablate.curves import Curve
-from mi_ablate.figures import answer_circle, attention, heads, removal, spectrum, training_curves
+from mi_ablate.figures import answer_circle, attention, heads, heat, removal, spectrum, training_curves
 from mi_ablate.figures._style import PALETTE
 from recorded import failed, record
 
@@ -341,3 +341,63 @@ def test_training_curves_leave_out_failed_cells_and_say_what_they_need():
         ValueError, match=r"^'wight_decay' is no setting of these records\. Nearest names: weight_decay"
     ):
         training_curves(curves_of(100), "wight_decay")
+
+
+def test_heat_holds_the_numbers_and_their_controls():
+    values = torch.tensor([[[0.5], [-0.25]], [[1.75], [0.0]]], dtype=torch.float64)
+    figure = heat(values, ["layer 0", "layer 1"], ["0", "1"], controls={"shuffled": values / 2}, title="A title")
+    (trace,) = figure.data
+    assert [list(row) for row in trace.z] == [[0.5, -0.25], [1.75, 0.0]]
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-1, 1)
+    assert figure.layout.coloraxis.colorscale[1] == (0.5, "#FFFFFF")
+    assert trace.hovertext[1][0] == "<b>layer 1</b><br>0<br>normalised effect 1.750<br>shuffled 0.875"
+    assert trace.texttemplate == "%{z:.2f}"
+    assert figure.layout.title.text == "A title"
+    assert list(figure.layout.yaxis.ticktext) == ["layer 0", "layer 1"]
+    assert not figure.layout.updatemenus
+    assert figure.layout.meta["narrow"]["coloraxis.showscale"] is False
+    assert "blue -1, white 0, orange 1" in figure.layout.meta["narrow"]["xaxis.title.text"]
+
+
+def test_heat_has_a_button_for_each_panel():
+    values = torch.arange(12, dtype=torch.float64).reshape(2, 3, 2) / 12
+    figure = heat(values, ["a", "b"], ["0", "1", "2"], ["head 0", "head 1"])
+    first, second = figure.layout.updatemenus[0].buttons
+    assert [list(row) for row in figure.data[0].z] == values[..., 0].tolist() == first.args[0]["z"][0]
+    assert second.args[0]["z"][0] == values[..., 1].tolist()
+    assert second.args[0]["hovertext"][0][1][2] == "<b>b</b><br>2, head 1<br>normalised effect 0.917"
+    many = heat(torch.zeros(1, 1, 9, dtype=torch.float64), ["a"], ["0"], [f"head {i}" for i in range(9)])
+    assert many.layout.updatemenus[0].type == "dropdown"
+
+
+def test_heat_shows_token_text_as_it_is():
+    tokens = [HOSTILE, " the", "\n", "&amp;"]
+    figure = heat(torch.zeros(1, 4, 1, dtype=torch.float64), ["<b>r</b>"], list("0123"), tokens=tokens)
+    shown = list(figure.layout.xaxis.ticktext)
+    assert shown[0].startswith("0<br>&lt;/script")
+    assert [text.split("<br>")[1] for text in shown[1:]] == ["␣the", "\\n", "&amp;amp;"]
+    written = figure.to_json()
+    assert "<script" not in written.replace("\\u003c", "<")
+    assert figure.data[0].hovertext[0][0].startswith("<b>&lt;b&gt;r&lt;/b&gt;</b><br>0, “&lt;/script&gt;")
+
+
+def test_heat_thins_the_labels_of_long_prompts():
+    n = 130
+    figure = heat(torch.zeros(2, n, 1, dtype=torch.float64), ["a", "b"], [str(i) for i in range(n)], tokens=["x"] * n)
+    assert list(figure.layout.xaxis.tickvals) == list(range(0, n, 3))
+    assert figure.layout.xaxis.ticktext[1] == "3 x"
+    assert figure.layout.xaxis.tickangle == -90
+    assert len(figure.layout.meta["narrow"]["xaxis.tickvals"]) <= 24
+    assert figure.data[0].texttemplate == ""
+
+
+def test_heat_says_what_it_needs():
+    x = torch.zeros(2, 2, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"values have shape \[2, 2, 1\]; the names are of \[2, 3, 1\]"):
+        heat(x, ["a", "b"], ["0", "1", "2"])
+    with pytest.raises(ValueError, match="tokens are the text of each of the 2 columns, as a list"):
+        heat(x, ["a", "b"], ["0", "1"], tokens=["x"])
+    with pytest.raises(ValueError, match="3 of the values are NaN or infinite; a heat map has no colour for them"):
+        heat(torch.where(torch.arange(4).reshape(2, 2, 1) > 0, float("nan"), x), ["a", "b"], ["0", "1"])
+    with pytest.raises(ValueError, match=r"values have shape \[2, 0, 1\]: there is nothing to draw"):
+        heat(x[:, :0], ["a", "b"], [])

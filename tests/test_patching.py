@@ -364,3 +364,20 @@ def test_sites_with_different_numbers_of_heads_are_patched_apart(pairs) -> None:
         patch(model, *pairs, DIFF, ["q", "k"], head="each")
     found = patch(model, *pairs, DIFF, "k", head="each", controls={})
     assert found.heads == (0,)
+
+
+def test_the_heat_map_has_the_sites_by_layer_and_heads_as_columns_or_buttons(model, pairs) -> None:
+    found = patch(model, *pairs, DIFF, "resid_pre", pos=[0, 4])
+    figure = found.plot(["a", "b"])
+    assert [list(row) for row in figure.data[0].z] == found.normalised[..., 0].tolist()
+    assert list(figure.layout.yaxis.ticktext) == ["0", "1"]
+    assert figure.layout.yaxis.title.text == "layer, hook_resid_pre"
+    assert list(figure.layout.xaxis.ticktext) == ["0<br>a", "4<br>b"]
+    assert "shuffled" in figure.data[0].hovertext[0][0]
+    heads = patch(model, *pairs, DIFF, ["z", "blocks.0.attn.hook_q"], head="each", pos=-1, controls={})
+    figure = heads.plot()
+    assert [list(row) for row in figure.data[0].z] == heads.normalised[:, 0].tolist()
+    assert list(figure.layout.xaxis.ticktext) == ["head 0", "head 1"]
+    assert figure.layout.yaxis.title.text == "site"
+    buttons = patch(model, *pairs, DIFF, "z", head="each", pos=[0, 4], controls={}).plot().layout.updatemenus[0].buttons
+    assert [button.label for button in buttons] == ["head 0", "head 1"]

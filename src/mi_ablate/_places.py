@@ -212,6 +212,14 @@ def parts_of(
     return parts
 
 
+def short_names(sites: Sequence[str]) -> tuple[list[str], str]:
+    """Return what the sites are called on an axis, and the axis's title: layers alone where the rest is the same."""
+    rest = {name.split(".", 2)[2] if name.startswith("blocks.") else "" for name in sites}
+    if len(rest) == 1 and rest != {""}:
+        return [name.split(".")[1] for name in sites], f"layer, {rest.pop()}"
+    return list(sites), "site"
+
+
 def _moved(edit: Any, seed: int) -> Ablate:
     if not isinstance(edit, Ablate) or edit.to is None:
         raise ValueError(f"{edit!r} writes no other run's activations: the shuffled control is one of patches.")

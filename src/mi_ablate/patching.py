@@ -28,7 +28,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mi_ablate._names import resolve_all
-from mi_ablate._places import Label, Places, Sweep, check_pairs, heads_of, lengths_of, parts_of, positions_of
+from mi_ablate._places import (
+    Label,
+    Places,
+    Sweep,
+    check_pairs,
+    heads_of,
+    lengths_of,
+    parts_of,
+    positions_of,
+    short_names,
+)
 from mi_ablate._types import HookedModel
 from mi_ablate.effects import Controls, clean_logits, name_of
 from mi_ablate.interventions import Ablate
@@ -105,15 +115,25 @@ class Patching:
         return sorted(self.table(), key=lambda row: -abs(row["normalised"]))[:n]
 
     def plot(self, tokens: Sequence[str] | None = None, title: str | None = None) -> Any:
-        """Return the heat map, site by position, one button a head; ``tokens``: the text of the positions."""
+        """Return the heat map, site by position with one button a head, or site by head where there is one position.
+
+        ``tokens``: the text of the positions, such as ``model.to_str_tokens(prompt)``.
+        """
         from mi_ablate.figures import heat
 
-        labels = ["all positions" if p is None else str(p) for p in self.positions]
-        names = None if self.heads == (None,) else [f"head {h}" for h in self.heads]
-        note = {name: self.share(means).mean(0) for name, means in self.controls.items()}
-        shares = self.normalised
-        what = title or f"{self!r}"
-        return heat(shares, self.sites, labels, names, tokens=tokens, title=what, metric=self.metric, controls=note)
+        grids = {"": self.normalised, **{name: self.share(means).mean(0) for name, means in self.controls.items()}}
+        columns = ["all" if p is None else str(p) for p in self.positions]
+        heads = None if self.heads == (None,) else [f"head {h}" for h in self.heads]
+        rows, axis = short_names(self.sites)
+        axes = (axis, "position")
+        if heads is not None and len(columns) == 1:
+            grids = {name: grid.transpose(1, 2) for name, grid in grids.items()}
+            columns, heads, axes, tokens = heads, None, (axis, f"head, position {columns[0]}"), None
+        what = f"{self.mode}, {self.metric}" + (f", {self.subspace}" if self.subspace else "")
+        full = " (the metric is at its ceiling)" if self.saturated else ""
+        title = title or f"Patching: {what}, n {len(self.clean)}{full}"
+        values = grids.pop("")
+        return heat(values, rows, columns, heads, tokens=tokens, axes=axes, controls=grids, title=title)
 
     def __repr__(self) -> str:
         grid = f"{len(self.sites)} sites x {len(self.positions)} positions"
