@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ._types import HookedModel, nearest
+from ._writers import untie
 from .toys import checkpoints
 from .toys.transformer import usable_device
 
@@ -225,13 +226,7 @@ def _named(name: str, dtype: torch.dtype, device: Any, revision: str | None, pro
 
 def _finish_bridge(model: Any, process: bool) -> Any:
     """Give a bridge an unembedding of its own, then process it where asked for."""
-    embed, unembed = model.embed.original_component, model.unembed.original_component
-    if embed.weight.data_ptr() == unembed.weight.data_ptr():
-        trained = unembed.weight.requires_grad
-        unembed.weight = torch.nn.Parameter(unembed.weight.detach().clone(), requires_grad=trained)
-        config: Any = getattr(model.original_model, "config", None)
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
+    untie(model)
     if process:
         model.enable_compatibility_mode()
     return model
