@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_paired_means_are_the_same_and_their_median_is_of_the_differences() -> N
 
 
 def test_against_the_reference_leaves_nothing_along_its_mean() -> None:
-    x, positive, v = planted(4000, size=1.0)
+    x, positive, _ = planted(4000, size=1.0)
     x = x + 50 * draw(24, seed=5)
     reference = x[~positive].mean(0)
     plain, projected = (find.difference_of_means(x, positive, against=a) for a in (None, "reference"))
@@ -181,7 +182,7 @@ def test_class_moments_do_not_depend_on_how_the_examples_are_cut(cuts: list[int]
     whole = ClassMoments(3).update(x, index)
     edges = [0, *sorted(cuts), 60]
     parts = ClassMoments(3)
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in pairwise(edges):
         parts.update(x[start:stop], index[start:stop])
     for c in range(3):
         assert torch.allclose(whole.mean[c], x[index == c].mean(0), rtol=1e-14)

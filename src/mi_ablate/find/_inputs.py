@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mi_ablate.subspace import Subspace
 
-Labels = Shaped[Tensor, " labels"] | Sequence[bool] | Sequence[int]
+Labels = Shaped[Tensor, "*labels"] | Sequence[bool] | Sequence[int]
 """Bool (True: the concept is present) or whole numbers (classes), one an example."""
 
 _RANK = 1e-10

@@ -60,8 +60,9 @@ class Leace:
         """Return the directions, those best read off first; of two classes, towards the larger label.
 
         Args:
-            form: "writer" spans what `erase` takes out, "reader" what it looks at; "orthogonal" spans S_xz, of which
-                mean-ablation (``Ablate(s, to=leace.fit.mean)``) erases too, with a larger change.
+            form: "writer" is what `erase` takes out, "reader" what it looks at. "orthogonal" spans S_xz, as the writers
+                do, in the order of the covariance: mean-ablating either (``Ablate(s, to=leace.fit.mean)``) erases too,
+                with a larger change than `erase`; mean-ablating the readers does not erase.
             rank: how many; all by default.
             name: what to call the result.
 
@@ -172,6 +173,6 @@ def leace_subspace(
 ) -> Subspace:
     """Return ``leace(acts, labels).subspace(form)``: LEACE as a finder among the others.
 
-    Ablating the writer's span orthogonally is *not* LEACE, whose edit is oblique: use `Leace.erase` for that.
+    Ablating it is the orthogonal variant, not LEACE, whose edit is oblique: use `Leace.erase` for that.
     """
     return leace(acts, labels).subspace(form, rank=rank, name=name)

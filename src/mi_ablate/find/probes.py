@@ -79,6 +79,7 @@ def lda(
         ValueError: one class only, a singular covariance (shrinkage 0 and few examples), a rank that is not there.
 
     """
+    from numpy.linalg import LinAlgError
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     x = _activations(acts)
@@ -93,15 +94,15 @@ def lda(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ratios of eigenvalues that are zero
             probe = make().fit(x.cpu().numpy(), index.numpy())
-    except (ArithmeticError, torch.linalg.LinAlgError) as error:
+    except LinAlgError as error:
         raise ValueError(
             f"The within-class covariance of {len(x)} examples in {x.shape[1]} dimensions is singular at "
             f'shrinkage={shrinkage!r}: use "auto", or a larger number.'
         ) from error
-    ratio = torch.as_tensor(probe.explained_variance_ratio_[: len(values) - 1])
+    ratio = torch.tensor(probe.explained_variance_ratio_[: len(values) - 1].tolist())
     full = int((ratio > 1e-10).sum())
     checked_rank(rank, full, f"classes differ along {full} discriminants")
-    columns = torch.as_tensor(probe.scalings_[:, : rank or full]).to(x)
+    columns = torch.as_tensor(probe.scalings_[:, : rank or full].copy()).to(x)
     means = torch.stack([x[(index == i).to(x.device)].mean(0) for i in range(len(values))])
     columns = _towards_the_furthest(columns, means)
     source: dict[str, Any] = {"method": "LDA", "shrinkage": shrinkage, "n": counts(index, values)}
