@@ -202,6 +202,6 @@ def test_nan_names_the_site_and_the_prompts(prompts) -> None:
     prompts = torch.where(prompts == 5, 4, prompts)
     prompts[17, -1] = 5
     with pytest.raises(
-        ValueError, match="NaN or infinite activations at blocks.0.hook_resid_post, in prompts 12 to 17"
+        ValueError, match=r"NaN or infinite activations at blocks.0.hook_resid_post, in prompts 12 to 17"
     ):
         find.candidates(broken, prompts, LABELS, batch_size=6)

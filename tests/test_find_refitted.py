@@ -97,7 +97,7 @@ def test_a_finder_that_repeats_itself_is_refused(model, prompts) -> None:
     def same(acts, labels) -> Subspace:
         return Subspace(torch.eye(16)[:, :1])
 
-    with pytest.raises(ValueError, match="After 1 directions at .* only rounding is left to find"):
+    with pytest.raises(ValueError, match=r"After 1 directions at .* only rounding is left to find"):
         find.refitted(model, prompts, prompts[:, -1] > 5, FIRST, same, 2)
 
 
