@@ -8,6 +8,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mi_ablate import (
@@ -23,11 +25,14 @@ from mi_ablate import (
     controls,
     cross_entropy,
     effect,
+    effect_by_site,
+    figures,
     gated,
     interval,
     kl,
     last_residual,
     logit_diff,
+    next_token_loss,
     removal_curve,
     sites,
 )
@@ -753,8 +758,26 @@ def test_a_share_of_a_clean_value_that_is_not_positive_means_nothing(model, prom
     assert curve([-1.0, -2.0]).k_at(0.95, run="edited") is None
     assert curve([-1.0, -2.0]).k_at(-1.5, scale="absolute") == 0
     measured = removal_curve(model, prompts, S, kl(), at=LAST, controls={})
-    assert "k@95% None" in repr(measured)
     assert measured.values[-1] > 0.1
+    with pytest.raises(ValueError, match="k_at counts directions until a metric falls, and kl rises with damage"):
+        measured.k_at(0.95)
+
+
+def test_a_metric_that_rises_with_damage_has_no_k(model, prompts, answers) -> None:
+    """Of a cross-entropy of 1, 2, 3 the "95 % that are left" would be all of them: nothing would ever fail."""
+    measured = removal_curve(model, prompts, S, cross_entropy(answers), at=LAST, draws=1)
+    assert measured.better == "lower"
+    for ask in (measured.k_at, measured.k_kill):
+        with pytest.raises(
+            ValueError, match=r"cross_entropy rises with damage\. Measure the curve of accuracy or logit_"
+        ):
+            ask(0.95)
+    ends = f"{measured.clean:.3g} to edited {float(measured.values[-1]):.3g}, covariance "
+    assert f"k 0-4: {ends}" in repr(measured)
+    figure = measured.plot()
+    assert not [t for t in figure.data if "k@" in t.name]
+    assert "ring" not in figure.layout.legend.title.text
+    assert not figure.layout.shapes
 
 
 def test_gaps_in_ks_are_not_filled_in() -> None:
@@ -784,6 +807,49 @@ def test_k_at_refuses_unknown_rules_and_runs() -> None:
         c.k_at(0.95, run="random")
 
 
+@pytest.mark.parametrize(
+    ("values", "kwargs", "k", "lower", "censored", "text"),
+    [
+        ([1.0, 0.5, 0.05, 0.01], {}, 2, 2, False, "2"),  # exactly at the threshold counts
+        ([1.0, 0.5, 0.2, 0.1], {}, 3, 3, True, ">3"),
+        ([1.0, 0.02, 0.3, 0.01], {}, 1, 1, False, "1"),
+        ([1.0, 0.02, 0.3, 0.01], {"rule": "hull"}, 3, 3, False, "3"),
+        ([1.0, 0.02, 0.3, 0.3], {"rule": "hull"}, 3, 3, True, ">3"),
+        ([1.0, 0.02, 0.0, 0.01], {"rule": "hull"}, 1, 1, False, "1"),
+        ([0.3, 0.2, 0.1, 0.09], {"tau": 0.1}, 2, 2, False, "2"),
+    ],
+)
+def test_k_kill(values, kwargs, k, lower, censored, text) -> None:
+    found = curve(values).k_kill(**kwargs)
+    assert (int(found), found.lower, found.censored, str(found), repr(found)) == (k, lower, censored, text, text)
+
+
+def test_k_kill_with_gaps_with_controls_and_where_nothing_is_left_to_kill() -> None:
+    gaps = curve([1.0, 0.9, 0.01], ks=[0, 4, 10], pca=[[1.0, 0.02, 0.2]])
+    assert (str(gaps.k_kill()), gaps.k_kill().lower) == ("5-10", 5)
+    assert str(gaps.k_kill(run="pca")) == "1-4"
+    assert gaps.k_kill(run="pca", rule="hull").censored
+    assert curve([0.05, 0.0]).k_kill() is None
+    with pytest.raises(ValueError, match="rule='last' is 'first' or 'hull'"):
+        gaps.k_kill(rule="last")
+    with pytest.raises(KeyError, match="The curve has no run 'random'"):
+        gaps.k_kill(run="random")
+    for twin in (copy.deepcopy(gaps.k_kill()), pickle.loads(pickle.dumps(gaps.k_kill()))):
+        assert (twin + 1, twin.lower, twin.censored) == (11, 5, False)
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=2, max_size=9), tau=st.floats(0.01, 0.9))
+def test_k_kill_is_the_first_or_the_last_crossing(values: list[float], tau: float) -> None:
+    c = curve([1.0, *values])
+    first, hull = c.k_kill(tau), c.k_kill(tau, rule="hull")
+    assert int(first) <= int(hull)
+    if not first.censored:
+        assert c.values[int(first)] <= tau < c.values[: int(first)].min()
+    if not hull.censored:
+        assert (c.values[int(hull) :] <= tau).all()
+        assert c.values[int(hull) - 1] > tau
+
+
 def test_survived_is_an_int_that_travels() -> None:
     found = Survived(4, 9, False)
     assert found + 1 == 5
@@ -798,6 +864,148 @@ def test_a_curves_repr_says_what_was_removed_and_beside_what() -> None:
     assert text == "Curve(accuracy, zero, blocks.1.hook_resid_post, k 0-2: k@95% 1, k@50% 1; k@95% of pca 0)"
     assert "no control" in repr(curve([1.0, 0.2]))
     assert curve([0.7, 0.2]).clean == 0.7
+
+
+# Site by site
+
+
+@pytest.mark.compat
+def test_effects_by_site_are_the_effects_of_each_site(model, prompts, answers) -> None:
+    metric = logit_diff(answers, (answers + 1) % 11)
+    found = effect_by_site(model, prompts, Ablate(S), "resid_post", metric, draws=2)
+    assert list(found) == [FIRST, LAST]
+    for name in found:
+        alone = effect(model, prompts, Ablate(S).at(name, pos=-1), metric, draws=2)
+        assert torch.equal(found[name].edited, alone.edited)
+        assert torch.equal(found[name].controls["covariance"], alone.controls["covariance"])
+    rows = found.table()
+    assert [row["site"] for row in rows] == [FIRST, LAST]
+    assert rows[0]["edited"] == pytest.approx(float(found[FIRST].edited.mean()))
+    assert rows[0]["covariance"]["draws"] == 2
+    assert rows[1]["variance_removed"] == found[LAST].variance_removed["edited"]
+    assert repr(found).startswith("Effects(logit_diff, 2 sites: clean ")
+    assert ("covariance" in repr(found), "no control" in repr(found)) == (True, False)
+
+
+def test_one_direction_a_layer(model, prompts, answers) -> None:
+    each = {FIRST: Ablate(S), LAST: Ablate(Subspace.random(16, 2, seed=5))}
+    found = effect_by_site(model, prompts, each, None, accuracy(answers), controls={})
+    assert torch.equal(
+        found[LAST].edited, effect(model, prompts, each[LAST].at(LAST, pos=-1), accuracy(answers)).edited
+    )
+    assert "no control" in repr(found)
+    assert list(effect_by_site(model, prompts, each, LAST, accuracy(answers), controls={})) == [LAST]
+    with pytest.raises(ValueError, match=r"The mapping has no intervention for \['hook_embed'\]; it has \['blocks"):
+        effect_by_site(model, prompts, each, "hook_embed", accuracy(answers))
+    with pytest.raises(ValueError, match="One intervention needs names: the sites to try, such as 'resid_post'"):
+        effect_by_site(model, prompts, Ablate(S), None, accuracy(answers))
+    with pytest.raises(KeyError, match=r"No effect was measured at 'blocks\.2\.hook_resid_post'\. Nearest names"):
+        found["blocks.2.hook_resid_post"]
+
+
+def test_the_figure_by_site_holds_the_means_and_bands(model, prompts, answers) -> None:
+    found = effect_by_site(model, prompts, Ablate(S), "resid_post", cross_entropy(answers), draws=3)
+    figure = found.plot("A title")
+    lines = {trace.name: trace for trace in figure.data}
+    assert list(lines["edited"].x) == [FIRST, LAST]
+    assert list(lines["edited"].y) == pytest.approx([float(found[s].edited.mean()) for s in found])
+    draws = found[LAST].controls["covariance"].mean(1)
+    assert lines["covariance, highest"].y[1] == pytest.approx(float(draws.max()))
+    assert lines["covariance, lowest"].y[1] == pytest.approx(float(draws.min()))
+    mixed = {"a": found[LAST], "b": effect(model, prompts, Ablate(S).at(LAST), accuracy(answers), controls={})}
+    with pytest.raises(ValueError, match="by_site draws one metric with the same controls at each site; there are 2"):
+        figures.by_site(mixed)
+
+
+# The noise floor
+
+
+def test_a_kl_stands_beside_what_rounding_alone_makes(prompts) -> None:
+    model = tiny(dtype=torch.bfloat16)
+    found = effect(model, prompts, Ablate(S).at(FIRST, pos=-1), kl(), draws=1)
+    assert 1e-7 < found.floor < 1e-2
+    assert found.table()[-1] == {"run": "rounding of the logits", "mean": found.floor}
+    assert f"; rounding alone makes {found.floor:.1e})" in repr(found)
+    precise = effect(tiny(), prompts, Ablate(S).at(FIRST, pos=-1), kl(), draws=1)
+    assert precise.floor < 1e-12
+    assert effect(tiny(), prompts, Ablate(S).at(FIRST), accuracy(prompts[:, 0]), controls={}).floor is None
+
+
+# Whole sequences
+
+
+@pytest.mark.compat
+def test_the_loss_over_whole_prompts_is_the_models_own(model, prompts) -> None:
+    found = effect(model, prompts, Ablate(S).at(FIRST), next_token_loss(prompts), controls={}, batch_size=7)
+    x = logits_with(model, prompts)
+    wanted = torch.nn.functional.cross_entropy(x[:, :-1].transpose(1, 2), prompts[:, 1:], reduction="none").mean(1)
+    assert torch.allclose(found.clean, wanted, atol=1e-10)
+    edited = logits_with(model, prompts, Ablate(S).at(FIRST))
+    wanted = torch.nn.functional.cross_entropy(edited[:, :-1].transpose(1, 2), prompts[:, 1:], reduction="none").mean(1)
+    assert torch.allclose(found.edited, wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_is_neither_predicted_nor_predicted_from(model, left: bool) -> None:
+    rows, longest = [[1, 2, 3, 4, 5], [6, 7, 8]], 5
+    tokens, mask = torch.full((2, longest), 9), torch.zeros(2, longest, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), longest) if left else slice(0, len(row))
+        tokens[i, where], mask[i, where] = torch.tensor(row), 1
+    found = effect(model, tokens, Ablate(S).at(FIRST), next_token_loss(tokens, mask), controls={}, attention_mask=mask)
+    for i, row in enumerate(rows):
+        x = logits_with(model, torch.tensor([row]))[0]
+        alone = torch.nn.functional.cross_entropy(x[:-1], torch.tensor(row[1:]))
+        if has_hooked_transformer() or not left:
+            assert float(found.clean[i]) == pytest.approx(float(alone), abs=1e-10)
+    with pytest.raises(ValueError, match=r"Prompts \[1\] have fewer than two real tokens: there is no next token to"):
+        next_token_loss(tokens, torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0]]))
+    with pytest.raises(ValueError, match="next_token_loss knows 5 tokens a prompt; the logits have 4"):
+        effect(model, tokens[:, :4], Ablate(S).at(FIRST), next_token_loss(tokens), controls={})
+
+
+# What cannot be run
+
+
+def test_prompts_that_the_model_has_no_positions_for(model) -> None:
+    long = torch.zeros(2, 13, dtype=torch.int64)
+    for call in (
+        lambda: collect(model, long, FIRST),
+        lambda: effect(model, long, Ablate(S).at(FIRST), accuracy(long[:, 0])),
+    ):
+        with pytest.raises(
+            ValueError, match=r"The prompts have 13 tokens; the model has positions for 12\. Shorten them"
+        ):
+            call()
+    if has_hooked_transformer():
+        alibi = family("alibi")
+        assert collect(alibi, long[:, :12], FIRST)[FIRST].shape == (2, 16)
+
+
+def test_lists_of_tokens_are_refused_in_words(unchecked, model) -> None:
+    for call in (
+        lambda: collect(model, [[1, 2], [3, 4]], FIRST),
+        lambda: effect(model, [[1, 2], [3, 4]], Ablate(S).at(FIRST), accuracy(torch.zeros(2).long())),
+    ):
+        with pytest.raises(
+            ValueError, match=r"tokens are a list: a tensor \[n, pos\] is needed\. torch\.tensor\(rows\)"
+        ):
+            call()
+
+
+def test_a_metric_at_a_position_that_is_not_there(model, prompts, answers) -> None:
+    for pos in (5, -6):
+        with pytest.raises(IndexError, match=rf"accuracy\(pos={pos}\): the logits have 5 positions, so -5 to 4"):
+            effect(model, prompts, Ablate(S).at(FIRST), accuracy(answers, pos=pos), controls={})
+
+
+def test_an_answer_that_is_no_token_is_refused(model, prompts, answers) -> None:
+    """An accuracy of 0 would say that the model never gets it right."""
+    wrong = answers.clone()
+    wrong[3] = 11
+    for metric in (accuracy(wrong), cross_entropy(wrong), logit_diff(answers, wrong), logit_diff(-wrong, answers)):
+        with pytest.raises(ValueError, match=r"An answer is token -?\d+, but the logits are of 11 tokens, 0 to 10"):
+            effect(model, prompts, Ablate(S).at(FIRST), metric, controls={})
 
 
 # Intervals

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mi_ablate import accuracy, cross_entropy, kl, logit_diff, refusal_score
+from mi_ablate.metrics import noise_floor
 
 B, P, V = 4, 3, 5
 ROWS = torch.tensor([5, 0, 2, 2])
@@ -60,6 +61,12 @@ def test_name_position_and_short_repr(name: str) -> None:
     metric = METRICS[name](1)
     assert (metric.name, metric.pos, metric.needs_clean) == (name, 1, name == "kl")
     assert repr(metric) == f"{name}(pos=1)"
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_which_way_is_up(name: str) -> None:
+    assert METRICS[name](0).better == ("lower" if name in ("cross_entropy", "kl") else "higher")
+    assert METRICS[name](0).ceiling == (1.0 if name == "accuracy" else None)
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
@@ -157,3 +164,29 @@ def test_answers_are_one_token_an_example(unchecked, answers: Tensor) -> None:
     for make in (accuracy, cross_entropy, lambda a: logit_diff(a, ANSWERS), lambda a: logit_diff(ANSWERS, a)):
         with pytest.raises(ValueError, match=r"answers have shape .*: one token an example is needed"):
             make(answers)
+
+
+def test_the_noise_floor_is_the_kl_of_rounding() -> None:
+    """Rounding float64 logits to bf16 makes a KL of the size that the floor says, at every scale of the logits."""
+    for scale in (1.0, 3.0):
+        x = scale * torch.randn(64, 2, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        rounded = float(kl()(x.bfloat16().double(), x, torch.arange(64)).mean())
+        floor = noise_floor(x, dtype=torch.bfloat16)
+        assert 0.7 < floor / rounded < 1.4
+        assert noise_floor(x.bfloat16()) == pytest.approx(floor, rel=0.3)
+        assert noise_floor(x) < 1e-25
+        assert 40 < floor / noise_floor(x, dtype=torch.float16) < 100, "three bits more: a 64th"
+
+
+def test_the_noise_floor_is_the_same_for_the_same_seed_and_moves_no_logit_by_more_than_half_a_unit() -> None:
+    assert noise_floor(logits(), dtype=torch.float16) == noise_floor(logits(), dtype=torch.float16)
+    assert noise_floor(logits(), dtype=torch.float16) != noise_floor(logits(), dtype=torch.float16, seed=1)
+    assert noise_floor(torch.zeros(2, 1, 5)) < 1e-40, "zero is exact"
+    pair = torch.tensor([[[0.0, 256.0]]])  # a unit in the last place of bf16 at 256 is 2; half of it 1
+    assert noise_floor(pair - 256, dtype=torch.bfloat16) < 1e-30, "the token that has all the probability keeps it"
+
+
+def test_the_noise_floor_reads_the_position_of_the_metric() -> None:
+    x, half = torch.cat([logits(), 50 * logits(1)], 1), torch.bfloat16
+    assert noise_floor(x, pos=0, dtype=half) == noise_floor(logits(), pos=0, dtype=half)
+    assert noise_floor(x, pos=-1, dtype=half) != noise_floor(logits(), pos=-1, dtype=half)

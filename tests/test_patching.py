@@ -332,7 +332,9 @@ def test_what_cannot_be_patched_is_refused(model, pairs) -> None:
         patch(*own, pos="all")
     with pytest.raises(ValueError, match=r"pos=\[\] chooses no position to patch"):
         patch(*own, pos=[])
-    with pytest.raises(ValueError, match=r"head='each' at blocks\.0\.hook_resid_pre: it has no heads"):
+    with pytest.raises(
+        ValueError, match=r"head='each' at blocks\.0\.hook_resid_pre: it has no heads\. Sites that have: 'z', 'q'"
+    ):
         patch(*own, head="each")
     with pytest.raises(ValueError, match="head='all': 'each' for one head after another"):
         patch(*own, "z", head="all")

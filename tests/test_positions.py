@@ -596,3 +596,17 @@ def test_generation_in_inference_mode_leaves_nothing_that_autograd_refuses(model
     x = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
     Ablate(made_there)(x).sum().backward()
     assert x.grad.any()
+
+
+def test_integers_of_numpy_are_integers(unchecked, model, tokens) -> None:
+    import numpy as np
+
+    first = "blocks.0.hook_resid_post"
+    for pos, same in ((np.int64(2), 2), ([np.int32(0), np.int64(-1)], [0, -1])):
+        assert torch.equal(
+            collect(model, tokens, first, pos=pos)[first], collect(model, tokens, first, pos=same)[first]
+        )
+        (_, placed) = Ablate(None).at(first, pos=pos)[0]
+        assert placed.pos == same
+    with pytest.raises(ValueError, match="give an int, a slice, a list of ints"):
+        Ablate(None).at(first, pos=np.float64(2.0))

@@ -98,7 +98,7 @@ class Reader:
     """Reads one site at the given positions, and edits nothing."""
 
     def __init__(self, name: str, pos: Pos) -> None:
-        _positions.check(pos)
+        pos = _positions.plain(pos)
         if callable(pos) or (isinstance(pos, Tensor) and pos.dtype == torch.bool):
             raise ValueError(
                 "Reading takes pos as an int, a slice, a list, Int[n] or None; index the result with a mask."

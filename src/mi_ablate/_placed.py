@@ -65,7 +65,7 @@ class Intervention(ABC):
                 raise ValueError(
                     f"A hook name is a string; {name!r} is a {type(name).__name__}. Unpack lists: at(*names)."
                 )
-        _positions.check(pos)
+        pos = _positions.plain(pos)
         return [(name, Placed(self, name, pos, head, unit, when)) for name in names]
 
     def __repr__(self) -> str:

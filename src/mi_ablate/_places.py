@@ -66,7 +66,7 @@ class Places:
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         shape = (len(self.sites), len(self.pos), len(self.heads))
-        return (tuple(index) for index in torch.cartesian_prod(*(torch.arange(s) for s in shape)).tolist())  # type: ignore[misc]
+        return (tuple(index) for index in torch.cartesian_prod(*(torch.arange(s) for s in shape)).tolist())
 
     def vectors(self, acts: Mapping[str, Tensor], i: int, j: int, h: int) -> Tensor:
         """Return the activations of one place, ``[n d]``, ``[n head d]``, or with a position axis where all are meant."""

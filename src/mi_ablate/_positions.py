@@ -7,6 +7,7 @@ count from the start of the sequence.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -73,8 +74,8 @@ def slice_rows(pos: Pos, index: Int[Tensor, " m"] | slice) -> Pos:
     return pos[index] if isinstance(pos, Tensor) and pos.ndim > 0 else pos
 
 
-def check(pos: Pos) -> None:
-    """Refuse what no tensor could make sense of, at the place where the user wrote it."""
+def plain(pos: Pos) -> Pos:
+    """Return ``pos`` with numpy's integers as ints; refuse what no tensor could make sense of, where the user wrote it."""
     if isinstance(pos, Tensor):
         whole = not pos.is_floating_point() and not pos.is_complex()
         if not whole or pos.ndim not in (1, 2) or (pos.ndim == 2) != (pos.dtype == torch.bool):
@@ -82,10 +83,14 @@ def check(pos: Pos) -> None:
                 f"pos is a tensor of shape {list(pos.shape)} and {pos.dtype}. Integers [n] give one position an example, "
                 "a Boolean [n, pos] is a mask; for the same positions in all rows give an int, a slice or a list."
             )
-    elif isinstance(pos, bool) or not (pos is None or isinstance(pos, (int, slice)) or callable(pos) or _is_ints(pos)):
-        raise ValueError(
-            f"pos={pos!r}: give an int, a slice, a list of ints, Int[n], Bool[n, pos], a function or None."
-        )
+        return pos
+    if _is_integer(pos):
+        return int(pos)  # type: ignore[arg-type]
+    if isinstance(pos, Sequence) and len(pos) > 0 and all(map(_is_integer, pos)):
+        return [int(p) for p in pos]
+    if pos is None or isinstance(pos, slice) or callable(pos):
+        return pos
+    raise ValueError(f"pos={pos!r}: give an int, a slice, a list of ints, Int[n], Bool[n, pos], a function or None.")
 
 
 def resolve(pos: Pos, x: Shaped[Tensor, "b n *rest"], hook: object, window: Window) -> Chosen:
@@ -182,10 +187,8 @@ def _mask(mask: object, b: int, n: int, who: str) -> Tensor:
     return mask
 
 
-def _is_ints(pos: object) -> bool:
-    return (
-        isinstance(pos, Sequence) and len(pos) > 0 and all(isinstance(p, int) and not isinstance(p, bool) for p in pos)
-    )
+def _is_integer(pos: object) -> bool:
+    return isinstance(pos, Integral) and not isinstance(pos, bool)
 
 
 def _short(pos: object) -> str:

@@ -46,6 +46,29 @@ class Survived(int):
     __str__ = __repr__
 
 
+class Killed(int):
+    """How many directions had to be removed. ``censored``: more than the curve has; ``lower``: untested from there to k."""
+
+    censored: bool
+    lower: int
+
+    def __new__(cls, k: int, lower: int, censored: bool) -> "Killed":
+        """Make the number with its bounds."""
+        number = super().__new__(cls, k)
+        number.censored, number.lower = censored, lower
+        return number
+
+    def __getnewargs__(self) -> tuple[int, int, bool]:  # type: ignore[override]
+        return int(self), self.lower, self.censored
+
+    def __repr__(self) -> str:
+        if self.censored:
+            return f">{int(self)}"
+        return f"{int(self)}" if self.lower == int(self) else f"{self.lower}-{int(self)}"
+
+    __str__ = __repr__
+
+
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Mean metric against the number of directions removed, with controls ``[draws K]`` and the variance removed ``[K]``."""
@@ -63,6 +86,8 @@ class Curve:
     step: int = 1
     norms: str = "live"
     """"live", or "frozen": norms downstream of the edit kept each prompt's clean scale."""
+    better: str = "higher"
+    """"higher" or "lower": which way the metric goes when the model does better."""
 
     @property
     def clean(self) -> float:
@@ -84,16 +109,17 @@ class Curve:
         Returns:
             An int with ``censored`` (never failed within the curve) and ``upper`` (the largest k not tested to fail, with
             gaps in ks). None where the clean value itself is below the threshold, or, with "relative", is not
-            positive: a share of it means nothing then (KL is 0 on the clean run).
+            positive: a share of it means nothing then.
+
+        Raises:
+            ValueError: a metric that rises with damage (cross-entropy, KL). KeyError: an unknown run.
 
         """
-        if rule not in ("first", "hull") or scale not in ("relative", "absolute"):
-            raise ValueError(f"rule={rule!r} is 'first' or 'hull'; scale={scale!r} is 'relative' or 'absolute'.")
-        if run != "edited" and run not in self.controls:
-            raise KeyError(f"The curve has no run {run!r}; it has 'edited' and {sorted(self.controls)}.")
+        if scale not in ("relative", "absolute"):
+            raise ValueError(f"scale={scale!r} is 'relative' or 'absolute'.")
+        values = self._run("k_at", rule, run)
         if scale == "relative" and self.clean <= 0:
             return None
-        values = self.values if run == "edited" else self.controls[run].mean(0)
         passed = (values >= tau * (self.clean if scale == "relative" else 1.0)).tolist()
         if not passed[0]:
             return None
@@ -105,6 +131,46 @@ class Curve:
         if last == len(passed) - 1:
             return Survived(self.ks[last], self.ks[last], censored=True)
         return Survived(self.ks[last], self.ks[last + 1] - self.step, censored=False)
+
+    def k_kill(self, tau: int | float = 0.05, rule: str = "first", run: str = "edited") -> Killed | None:
+        """Return how many directions must be removed for the metric, an accuracy or a rate, to be at most ``tau``.
+
+        Args:
+            tau: the threshold, absolute: not a share of the clean value.
+            rule: "first": the smallest k that reaches it; "hull": the smallest k from which on the curve stays there.
+            run: "edited", or a control's name (the mean over its draws is followed).
+
+        Returns:
+            An int with ``censored`` (never reached within the curve: shown as ">40") and ``lower`` (with gaps in ks the
+            smallest k not tested to survive: shown as "5-9"). None where the clean value is at most ``tau`` already.
+
+        Raises:
+            ValueError: a metric that rises with damage (cross-entropy, KL). KeyError: an unknown run.
+
+        """
+        below = (self._run("k_kill", rule, run) <= tau).tolist()
+        if below[0]:
+            return None
+        if rule == "first":
+            at = below.index(True) if True in below else len(below)
+        else:
+            at = len(below) - below[::-1].index(False)
+        if at == len(below):
+            return Killed(self.ks[-1], self.ks[-1], censored=True)
+        return Killed(self.ks[at], self.ks[at - 1] + self.step, censored=False)
+
+    def _run(self, asked: str, rule: str, run: str) -> Tensor:
+        """The values of a run, where the question makes sense."""
+        if rule not in ("first", "hull"):
+            raise ValueError(f"rule={rule!r} is 'first' or 'hull'.")
+        if run != "edited" and run not in self.controls:
+            raise KeyError(f"The curve has no run {run!r}; it has 'edited' and {sorted(self.controls)}.")
+        if self.better == "lower":
+            raise ValueError(
+                f"{asked} counts directions until a metric falls, and {self.metric} rises with damage. "
+                "Measure the curve of accuracy or logit_diff, or read .table()."
+            )
+        return self.values if run == "edited" else self.controls[run].mean(0)
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a k: the metric, mean and range of each control, the variance removed."""
@@ -136,11 +202,16 @@ class Curve:
         return html_table(self.table())
 
     def __repr__(self) -> str:
-        ends = f"k@95% {self.k_at(0.95)}, k@50% {self.k_at(0.5)}"
         where = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
-        controls = ", ".join(f"{name} {self.k_at(0.95, run=name)}" for name in self.controls) or "no control"
         frozen = ", norms frozen" if self.norms == "frozen" else ""
-        return f"Curve({self.metric}, {self.ablation}{frozen}, {where}, k 0-{self.ks[-1]}: {ends}; k@95% of {controls})"
+        what = f"Curve({self.metric}, {self.ablation}{frozen}, {where}, k 0-{self.ks[-1]}"
+        if self.better == "lower":
+            runs = {"edited": self.values, **{name: x.mean(0) for name, x in self.controls.items()}}
+            last = ", ".join(f"{name} {float(x[-1]):.3g}" for name, x in runs.items())
+            return f"{what}: {self.clean:.3g} to {last}{'' if self.controls else '; no control'})"
+        ends = f"k@95% {self.k_at(0.95)}, k@50% {self.k_at(0.5)}"
+        controls = ", ".join(f"{name} {self.k_at(0.95, run=name)}" for name in self.controls) or "no control"
+        return f"{what}: {ends}; k@95% of {controls})"
 
 
 def removal_curve(
@@ -199,6 +270,6 @@ def removal_curve(
     scores, shares = {}, {"edited": removed}
     for name, control in controls.items():
         scores[name], shares[name] = walks.drawn(control, treatment, draws_of(control, draws))
-    return Curve(
-        name_of(metric), tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step, norms
-    )
+    better = getattr(metric, "better", "higher")
+    made = (tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step, norms, better)
+    return Curve(name_of(metric), *made)

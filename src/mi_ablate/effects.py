@@ -7,7 +7,7 @@ strength (`mi_ablate.controls`), and the share of the variance that each removes
 training seeds there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mi_ablate._types import FwdHooks, HookedModel
+from mi_ablate._names import resolve_all
+from mi_ablate._positions import Pos
+from mi_ablate._types import FwdHooks, HookedModel, nearest
 from mi_ablate.controls import from_moments
 from mi_ablate.interventions import Ablate, Intervention, Placed
+from mi_ablate.metrics import PositionMetric, noise_floor
 from mi_ablate.moments import site_moments, variance_removed
 from mi_ablate.replay import Replay, replay
 
@@ -34,6 +37,8 @@ class Effect:
     controls: dict[str, Float[Tensor, "draws n"]]
     variance_removed: dict[str, float]
     """By "edited" and control: share of the variance at the edited sites inside the subspace (mean over sites and draws)."""
+    floor: float | None = None
+    """Of a KL: what rounding the clean logits alone makes of it (`metrics.noise_floor`); smaller values say nothing."""
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a run: mean, its range over draws, and the variance removed."""
@@ -49,6 +54,8 @@ class Effect:
             means = scores.mean(1)
             row = {"run": name, "mean": float(means.mean()), "low": float(means.min()), "high": float(means.max())}
             rows.append({**row, "draws": len(means), "variance_removed": self.variance_removed.get(name)})
+        if self.floor is not None:
+            rows.append({"run": "rounding of the logits", "mean": self.floor})
         return rows
 
     def plot(self) -> Any:
@@ -64,11 +71,12 @@ class Effect:
 
     def __repr__(self) -> str:
         parts = []
-        for row in self.table():
+        for row in self.table()[: 2 + len(self.controls)]:
             spread = f" [{row['low']:.3f}, {row['high']:.3f}]" if row.get("draws", 1) > 1 else ""
             parts.append(f"{row['run']} {row['mean']:.3f}{spread}")
         bare = "" if self.controls else "; no control"
-        return f"Effect({self.metric}, n {len(self.clean)}: {', '.join(parts)}{bare})"
+        floor = "" if self.floor is None else f"; rounding alone makes {self.floor:.1e}"
+        return f"Effect({self.metric}, n {len(self.clean)}: {', '.join(parts)}{floor}{bare})"
 
 
 def effect(
@@ -120,7 +128,98 @@ def effect(
         edited=runs.score(hooks, metric, reference),
         controls=scores,
         variance_removed=removed,
+        floor=_floor(metric, reference),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Effects(Mapping[str, Effect]):
+    """One `Effect` a site, in the order of the sites: the same edit at one site at a time."""
+
+    by_site: dict[str, Effect]
+
+    def __getitem__(self, site: str) -> Effect:
+        if site not in self.by_site:
+            raise KeyError(f"No effect was measured at {site!r}. {nearest(site, self.by_site)}")
+        return self.by_site[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_site)
+
+    def __len__(self) -> int:
+        return len(self.by_site)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row a site: clean and edited mean, each control with its range over draws, the variance removed."""
+        rows = []
+        for site, found in self.items():
+            row: dict[str, Any] = {"site": site}
+            for run in found.table():
+                name, mean = run.pop("run"), run.pop("mean")
+                row[name] = {"mean": mean, **run} if "low" in run else mean
+            rows.append({**row, "variance_removed": found.variance_removed["edited"]})
+        return rows
+
+    def plot(self, title: str | None = None) -> Any:
+        """Return the plotly figure, site by site, with the band of each control."""
+        from mi_ablate.figures import by_site
+
+        return by_site(self.by_site, title)
+
+    def _repr_html_(self) -> str:
+        from mi_ablate.figures import html_table
+
+        return html_table(self.table())
+
+    def __repr__(self) -> str:
+        first = next(iter(self.values()))
+        far = max(self, key=lambda site: abs(float((self[site].edited - self[site].clean).mean())))
+        most = f"clean {float(first.clean.mean()):.3f}, farthest {float(self[far].edited.mean()):.3f} at {far}"
+        beside = ", ".join(f"{name} {float(x.mean()):.3f}" for name, x in self[far].controls.items()) or "no control"
+        return f"Effects({first.metric}, {len(self)} sites: {most}; there {beside})"
+
+
+def effect_by_site(
+    model: HookedModel,
+    tokens: Int[Tensor, "n p"],
+    intervention: Intervention | Mapping[str, Intervention],
+    names: str | Sequence[str] | None,
+    metric: Callable[..., Tensor],
+    *,
+    pos: Pos = -1,
+    controls: Controls | None = None,
+    attention_mask: Int[Tensor, "n p"] | Bool[Tensor, "n p"] | None = None,
+    batch_size: int | None = None,
+    draws: int = 5,
+) -> Effects:
+    """Return the effect of an edit at each site by itself: layer by layer, beside its controls.
+
+    Args:
+        model: the model.
+        tokens: prompts ``[n p]``.
+        intervention: one edit for all sites, or one a site (such as one direction a layer).
+        names: the sites, as `sites` takes them; None: those of the mapping.
+        metric: a factory's result.
+        pos: the positions edited.
+        controls: as in `effect`, measured at every site.
+        attention_mask: 1 for real tokens.
+        batch_size: rows a pass.
+        draws: seeds of each random control.
+
+    """
+    if isinstance(intervention, Intervention):
+        if names is None:
+            raise ValueError("One intervention needs names: the sites to try, such as 'resid_post'.")
+        edits = dict.fromkeys(resolve_all(model, names), intervention)
+    else:
+        asked = list(intervention) if names is None else resolve_all(model, names)
+        missing = [name for name in asked if name not in intervention]
+        if missing or not asked:
+            raise ValueError(f"The mapping has no intervention for {missing[:3]}; it has {list(intervention)[:3]}.")
+        edits = {name: intervention[name] for name in asked}
+    options: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size, "draws": draws}
+    runs = {name: edit.at(name, pos=pos) for name, edit in edits.items()}
+    return Effects({name: effect(model, tokens, h, metric, controls=controls, **options) for name, h in runs.items()})
 
 
 def interval(
@@ -160,3 +259,11 @@ def clean_logits(runs: Replay, metric: Callable[..., Tensor]) -> list[Tensor] | 
     """Return the clean logits of every batch, kept only for a metric that compares with them."""
     needs = getattr(metric, "needs_clean", True)
     return [logits for _, logits in runs.logits([])] if needs else None
+
+
+def _floor(metric: Callable[..., Tensor], reference: list[Tensor] | None) -> float | None:
+    """The noise floor of a metric that compares with the clean run at one position."""
+    if not isinstance(metric, PositionMetric) or reference is None:
+        return None
+    sums = [noise_floor(logits, metric.pos) * len(logits) for logits in reference]
+    return sum(sums) / sum(map(len, reference))

@@ -4,15 +4,18 @@ A metric is a function ``metric(logits [b p v], clean [b p v], rows [b]) -> [b]`
 the same examples, and which examples of the whole set they are. Factories bind the answers for all n examples once.
 `effect` and `removal_curve` look at the attribute ``pos`` to know which position a metric reads.
 
-KL of rounded logits has a floor: logits in bf16 alone make about 2e-4 (Gaussian logits), so `kl` reports
-nothing smaller than its inputs allow.
+``better`` says which way is up: an accuracy or a logit difference falls when an edit does damage, a cross-entropy or a KL
+rises. A share of the clean value ("95 % of it is left") means something for the first kind alone.
+
+KL of rounded logits has a floor: logits in bf16 alone make about 2e-4 (Gaussian logits), and a KL below it says nothing.
+`noise_floor` computes it, and `effect` shows it beside the value.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 
@@ -28,6 +31,8 @@ class PositionMetric:
     """How many examples it has answers for; None where it needs none."""
     ceiling: float | None = None
     """The largest value that it can take; a run that is there hides what pushes it further or not quite below."""
+    better: str = "higher"
+    """"higher" or "lower": which way the metric goes when the model does better (or the behaviour is there)."""
 
     def __call__(
         self,
@@ -38,6 +43,9 @@ class PositionMetric:
         """Return one number an example. ``clean`` may be None unless ``needs_clean``."""
         if self.needs_clean and clean is None:
             raise ValueError(f"{self.name} compares with the clean logits, and none were given.")
+        n = logits.shape[1]
+        if not -n <= self.pos < n:
+            raise IndexError(f"{self!r}: the logits have {n} positions, so {-n} to {n - 1}.")
         at = _wide(logits[:, self.pos])
         return self.score(at, at if clean is None else _wide(clean[:, self.pos]), rows.to(logits.device))
 
@@ -50,7 +58,7 @@ def accuracy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     answers = _answers(answers)
 
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
-        return (x.argmax(-1) == _take(answers, rows)).to(x.dtype)
+        return (x.argmax(-1) == _take(answers, rows, x)).to(x.dtype)
 
     return PositionMetric("accuracy", pos, score, n=len(answers), ceiling=1.0)
 
@@ -60,7 +68,7 @@ def logit_diff(right: Int[Tensor, " n"], wrong: Int[Tensor, " n"], pos: int = -1
     right, wrong = _answers(right), _answers(wrong)
 
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
-        pick = torch.stack([_take(right, rows), _take(wrong, rows)], dim=1)
+        pick = torch.stack([_take(right, rows, x), _take(wrong, rows, x)], dim=1)
         chosen = x.gather(1, pick)
         return chosen[:, 0] - chosen[:, 1]
 
@@ -73,8 +81,9 @@ def cross_entropy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     return PositionMetric(
         "cross_entropy",
         pos,
-        lambda x, _, rows: torch.nn.functional.cross_entropy(x, _take(answers, rows), reduction="none"),
+        lambda x, _, rows: torch.nn.functional.cross_entropy(x, _take(answers, rows, x), reduction="none"),
         n=len(answers),
+        better="lower",
     )
 
 
@@ -85,7 +94,7 @@ def kl(pos: int = -1) -> PositionMetric:
         p, q = clean.log_softmax(-1), x.log_softmax(-1)
         return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
-    return PositionMetric("kl", pos, score, needs_clean=True)
+    return PositionMetric("kl", pos, score, needs_clean=True, better="lower")
 
 
 def refusal_score(tokens: Int[Tensor, " t"], pos: int = -1) -> PositionMetric:
@@ -98,6 +107,77 @@ def refusal_score(tokens: Int[Tensor, " t"], pos: int = -1) -> PositionMetric:
         return x[:, inside].logsumexp(-1) - x[:, ~inside].logsumexp(-1)
 
     return PositionMetric("refusal_score", pos, score)
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokenLoss:
+    """-log p of each real next token, averaged over a prompt's tokens after the first; see `next_token_loss`."""
+
+    tokens: Int[Tensor, "n p"]
+    real: Bool[Tensor, "n p"]
+    name: str = "next_token_loss"
+    needs_clean: bool = False
+    better: str = "lower"
+    ceiling: float | None = None
+
+    @property
+    def n(self) -> int:
+        """How many prompts it knows."""
+        return len(self.tokens)
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "b p v"],
+        clean: Float[Tensor, "b p v"] | None,
+        rows: Int[Tensor, " b"],
+    ) -> Float[Tensor, " b"]:
+        """Return the mean loss of each prompt, in nats a token."""
+        tokens, real = (x.to(logits.device)[rows.to(logits.device)] for x in (self.tokens, self.real))
+        if logits.shape[1] != tokens.shape[1]:
+            raise ValueError(f"{self.name} knows {tokens.shape[1]} tokens a prompt; the logits have {logits.shape[1]}.")
+        scores = _wide(logits[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+        counted = real[:, 1:] & real[:, :-1]
+        return -torch.where(counted, scores, 0).sum(1) / counted.sum(1)
+
+    def __repr__(self) -> str:
+        return f"{self.name}()"
+
+
+def next_token_loss(
+    tokens: Int[Tensor, "n p"], attention_mask: Int[Tensor, "n p"] | Bool[Tensor, "n p"] | None = None
+) -> NextTokenLoss:
+    """Return the cross-entropy over whole prompts: the loss of a language model on text, in nats a token.
+
+    Args:
+        tokens: the prompts that will be run, ``[n p]``.
+        attention_mask: 1 for real tokens; padding is neither predicted nor predicted from.
+
+    Raises:
+        ValueError: a prompt of fewer than two real tokens, which has no next one.
+
+    """
+    real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    short = torch.nonzero((real[:, 1:] & real[:, :-1]).sum(1) == 0).flatten().tolist()
+    if short:
+        raise ValueError(f"Prompts {short[:5]} have fewer than two real tokens: there is no next token to predict.")
+    return NextTokenLoss(tokens, real)
+
+
+def noise_floor(
+    logits: Float[Tensor, "b p v"], pos: int = -1, dtype: torch.dtype | None = None, seed: int = 0
+) -> float:
+    """Return the KL, in nats, that rounding the logits alone makes: KL(p || p') with each logit moved within its rounding.
+
+    Every logit moves by a uniform draw of at most half a unit in the last place of ``dtype`` (its own by default), which is
+    what rounding can have done to it. The mean over examples, in float64, the same for the same seed. A lower bound: the
+    layers before round too, and a model computed in bf16 may return float32 logits (say ``dtype=torch.bfloat16`` then).
+    """
+    info = torch.finfo(logits.dtype if dtype is None else dtype)
+    x = logits[:, pos].detach().to("cpu", torch.float64)
+    half_unit = torch.ldexp(torch.full_like(x, info.eps / 2), torch.frexp(x).exponent - 1) * (x != 0)
+    draws = torch.rand(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    p, q = x.log_softmax(-1), (x + draws * half_unit).log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).clamp(min=0).mean())
 
 
 def _wide(x: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -113,5 +193,10 @@ def _answers(answers: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     return answers.to(torch.int64)
 
 
-def _take(answers: Tensor, rows: Tensor) -> Tensor:
-    return answers.to(rows.device)[rows]
+def _take(answers: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
+    """The answers of these rows, which must be among the tokens that the logits are of."""
+    chosen, v = answers.to(rows.device)[rows], logits.shape[-1]
+    if len(chosen) and (int(chosen.min()) < 0 or int(chosen.max()) >= v):
+        wrong = next(a for a in chosen.tolist() if not 0 <= a < v)
+        raise ValueError(f"An answer is token {wrong}, but the logits are of {v} tokens, 0 to {v - 1}.")
+    return chosen

@@ -27,6 +27,7 @@ __all__ = [
     "Firing",
     "attached",
     "check_rows",
+    "check_tokens",
     "collect",
     "default_batch_size",
     "last_residual",
@@ -114,6 +115,7 @@ def collect(
         KeyError: an unknown site. IndexError: a position out of range. ValueError: NaN or infinite activations.
 
     """
+    check_tokens(tokens)
     check_rows(list(hooks), len(tokens))
     if isinstance(pos, Tensor) and pos.ndim and len(pos) != len(tokens):
         raise ValueError(f"pos gives a position for {len(pos)} examples; there are {len(tokens)} prompts.")
@@ -135,14 +137,33 @@ def collect(
     return out
 
 
-def split(
-    model: HookedModel, tokens: Int[Tensor, "n p"], mask: Tensor | None = None, batch_size: int | None = None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield (tokens, mask) in batches; the default size keeps a pass below about 128 MiB of activations."""
+def check_tokens(tokens: Int[Tensor, "n p"], model: HookedModel | None = None) -> None:
+    """Refuse what is not a matrix of tokens, or is longer than the model's position embedding."""
+    if not isinstance(tokens, Tensor):
+        raise ValueError(
+            f"tokens are a {type(tokens).__name__}: a tensor [n, pos] is needed. torch.tensor(rows) makes one of lists of "
+            "numbers of one length, model.to_tokens(text) of text."
+        )
     if tokens.ndim != 2 or tokens.is_floating_point() or len(tokens) == 0:
         raise ValueError(
             f"tokens have shape {list(tokens.shape)} and {tokens.dtype}: integers [n, pos] are needed, n > 0."
         )
+    n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
+    learnt = getattr(getattr(model, "cfg", None), "positional_embedding_type", "standard") in (
+        "standard",
+        "shortformer",
+    )
+    if n_ctx and learnt and tokens.shape[1] > n_ctx:
+        raise ValueError(
+            f"The prompts have {tokens.shape[1]} tokens; the model has positions for {n_ctx}. Shorten them."
+        )
+
+
+def split(
+    model: HookedModel, tokens: Int[Tensor, "n p"], mask: Tensor | None = None, batch_size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield (tokens, mask) in batches; the default size keeps a pass below about 128 MiB of activations."""
+    check_tokens(tokens, model)
     if mask is not None and mask.shape != tokens.shape:
         raise ValueError(f"attention_mask {list(mask.shape)} and tokens {list(tokens.shape)} must have the same shape.")
     if batch_size is not None and batch_size < 1:

@@ -42,7 +42,6 @@ from mi_ablate._places import (
 from mi_ablate._types import HookedModel
 from mi_ablate.effects import Controls, clean_logits, name_of
 from mi_ablate.interventions import Ablate
-from mi_ablate.metrics import PositionMetric
 from mi_ablate.model import collect
 from mi_ablate.replay import Replay, replay
 from mi_ablate.subspace import Subspace
@@ -235,7 +234,7 @@ def baselines(
     first, second = (replay(model, tokens, [], metric, **given) for tokens in (clean, corrupted))
     reference = clean_logits(first, metric)
     scores = first.score([], metric, reference), second.score([], metric, reference)
-    _check_gap(*(float(s.mean()) for s in scores), name_of(metric))
+    _check_gap(float(scores[0].mean()), float(scores[1].mean()), name_of(metric))
     return scores, reference
 
 
@@ -276,7 +275,7 @@ def _check_gap(clean: float, corrupted: float, metric: str) -> None:
 
 def _ceiling(metric: Callable[..., Tensor], scores: tuple[Tensor, Tensor]) -> float | None:
     """The metric's own ceiling; of a function that does not say, 1 where both runs lie in [0, 1]."""
-    if isinstance(metric, PositionMetric):
+    if hasattr(metric, "ceiling"):
         return metric.ceiling
     both = torch.cat(scores)
     return 1.0 if bool((both >= 0).all() and (both <= 1).all()) else None

@@ -22,7 +22,17 @@ from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Placed
 from mi_ablate.metrics import PositionMetric
-from mi_ablate.model import attached, check_rows, collect, default_batch_size, last_residual, rows_of, run, split
+from mi_ablate.model import (
+    attached,
+    check_rows,
+    check_tokens,
+    collect,
+    default_batch_size,
+    last_residual,
+    rows_of,
+    run,
+    split,
+)
 
 _SAME = 1e-4
 _CACHE = 2**28
@@ -75,6 +85,7 @@ def replay(
     batch_size: int | None = None,
 ) -> Replay:
     """Return the cheapest exact way to run ``model`` under ``hooks`` and others at the same sites and positions."""
+    check_tokens(tokens)
     check_rows(hooks, len(tokens))
     if getattr(metric, "n", None) not in (None, len(tokens)):
         raise ValueError(f"The metric has answers for {metric.n} examples; there are {len(tokens)} prompts.")  # type: ignore[attr-defined]

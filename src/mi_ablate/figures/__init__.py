@@ -12,7 +12,8 @@ from mi_ablate.figures.bars import spectrum
 from mi_ablate.figures.circles import answer_circle
 from mi_ablate.figures.curves import removal
 from mi_ablate.figures.heads import AttentionPicture, attention
-from mi_ablate.figures.heat import heat
+from mi_ablate.figures.layers import by_site
+from mi_ablate.figures.maps import heat
 from mi_ablate.figures.outcomes import outcome
 from mi_ablate.figures.sizes import directions
 from mi_ablate.figures.tables import html_table
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionPicture",
     "answer_circle",
     "attention",
+    "by_site",
     "directions",
     "heat",
     "html_table",

@@ -21,7 +21,7 @@ def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float
     Args:
         curves: by the name in the legend, such as ``{"zero": curve, "mean": another}``; one metric for all.
         title: one sentence above the figure.
-        tau: the threshold of the rings, relative to the clean value.
+        tau: the threshold of the rings, relative to the clean value; metrics that rise with damage have none.
         rule: "first" or "hull", see `mi_ablate.Curve.k_at`.
 
     """
@@ -47,7 +47,8 @@ def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float
         ring = _ring(name, curve, colours[name], tau, rule)
         if ring is not None:
             add(**ring)
-    for threshold in sorted({tau * curve.clean for curve in curves.values()}):
+    falls = [curve for curve in curves.values() if curve.better == "higher"]
+    for threshold in sorted({tau * curve.clean for curve in falls}):
         figure.add_hline(y=threshold, line={"color": GREY, "width": 1, "dash": "dot"})
     axis = {"title": {"text": metric}, "rangemode": "tozero", "zeroline": False}
     figure.update_layout(yaxis=axis, xaxis={"title": {"text": "directions removed"}, "zeroline": False})
@@ -62,7 +63,8 @@ def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float
     )
     figure.update_layout(updatemenus=[_buttons(by_k, by_share)])
     lines = sum(trace.showlegend is not False for trace in figure.data)
-    wide, narrow = _legends(tau, rule, lines)
+    rings = f"ring, k@{tau:.0%}: {_RULES[rule]} {tau:.0%} of clean; " if falls else ""
+    wide, narrow = _legends(rings, lines)
     return finish(figure, title, height=420, margin={"l": 60, "r": 15, "t": 45, "b": 55}, wide=wide, narrow=narrow)
 
 
@@ -85,12 +87,13 @@ def _hover(metric: str, name: str) -> str:
 
 def _treatment(name: str, curve: Curve, metric: str, colour: str, tau: float, rule: str) -> dict[str, Any]:
     share = numbers(curve.variance_removed["edited"])
-    k = curve.k_at(tau, rule)
+    k = None if curve.better == "lower" else curve.k_at(tau, rule)
+    reading = "" if curve.better == "lower" else f": k@{tau:.0%} = {'none' if k is None else k}"
     return {
         "ks": list(curve.ks),
         "share": share,
         "y": numbers(curve.values),
-        "name": f"{name}: k@{tau:.0%} = {'none' if k is None else k}",
+        "name": f"{name}{reading}",
         "legendgroup": name,
         "mode": "lines+markers",
         "line": {"color": colour, "width": 2.5},
@@ -154,7 +157,7 @@ def _controls(name: str, curve: Curve, metric: str, colour: str) -> list[dict[st
 
 
 def _ring(name: str, curve: Curve, colour: str, tau: float, rule: str) -> dict[str, Any] | None:
-    k = curve.k_at(tau, rule)
+    k = None if curve.better == "lower" else curve.k_at(tau, rule)
     if k is None:
         return None
     at = curve.ks.index(int(k))
@@ -185,9 +188,9 @@ def _buttons(by_k: list[Any], by_share: list[Any]) -> dict[str, Any]:
     return menu(buttons)
 
 
-def _legends(tau: float, rule: str, lines: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _legends(rings: str, lines: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The legend with the rule as its title: right of the plot, or below it in two columns."""
-    text = f"ring, k@{tau:.0%}: {_RULES[rule]} {tau:.0%} of clean; band: lowest to highest draw"
+    text = f"{rings}band: lowest to highest draw"
     beside = {"orientation": "v", "x": 1.02, "y": 1, "entrywidth": 0, "entrywidthmode": "pixels"}
     below = {"orientation": "h", "x": 0, "y": -0.2, "entrywidth": 0.5, "entrywidthmode": "fraction"}
     wide, narrow = ({f"legend.{key}": value for key, value in place.items()} for place in (beside, below))
