@@ -196,33 +196,58 @@ def family(name: str) -> Any:
 BRIDGE_FAMILIES = ("neox", "llama", "gemma2", "qwen2", "opt", "bloom")
 
 
-def family_bridge(kind: str) -> Any:
-    """A TransformerBridge of a random two-layer model of another family: rotary or ALiBi, RMSNorm, grouped heads ..."""
+def random_family(kind: str, folder: str | Path) -> None:
+    """Save a random two-layer Hugging Face model of a family, no weight zero, with a stand-in tokenizer of 60 words."""
     import transformers as hf
-    from transformer_lens.model_bridge import TransformerBridge
 
     ends = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32, **ends}
     grouped = {**size, "num_key_value_heads": 1, "intermediate_size": 24}
+    scales = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5}
     make = {
         "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**size, intermediate_size=24, rotary_pct=0.5)),
         "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped)),
+        "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**grouped, head_dim=8)),
         "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**grouped, head_dim=8)),
+        "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**grouped, head_dim=8)),
+        "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**grouped)),
+        "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**grouped, **scales)),
+        "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**grouped, num_local_experts=2)),
         "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped)),
         "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**size, ffn_dim=24, word_embed_proj_dim=16)),
         "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=16, n_layer=2, n_head=2, **ends)),
     }[kind]
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = make().eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
         model.save_pretrained(folder)
-        word_tokenizer(60).save_pretrained(folder)
+    word_tokenizer(60).save_pretrained(folder)
+
+
+def family_bridge(kind: str) -> Any:
+    """A TransformerBridge of a random two-layer model of another family: rotary or ALiBi, RMSNorm, grouped heads ..."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        random_family(kind, folder)
         bridge = TransformerBridge.boot_transformers(folder, device="cpu")
     return bridge.eval()
+
+
+def loaded_family(kind: str, **arguments: Any) -> Any:
+    """What `mi_ablate.load_model` makes of a random model of a family, or of GPT-2, in float64."""
+    import mi_ablate
+
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(temporary) / "model"
+        random_gpt2(folder) if kind == "gpt2" else random_family(kind, folder)
+        return mi_ablate.load_model(folder, dtype=torch.float64, **arguments)
 
 
 def tokens_for(model: Any, n: int = 6, length: int = 7, seed: int = 0) -> Tensor:

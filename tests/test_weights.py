@@ -1,30 +1,45 @@
 """The weight edit equals the hooks, over models and edits; and it fails where theory says that it must."""
 
+from collections.abc import Callable
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 import mi_ablate as mi
+from mi_ablate._writers import tied, untie
 from mi_ablate.weights import as_hooks
-from models import gpt2_bridge, has_bridge, tiny, tokens_for
+from models import family_bridge, gpt2_bridge, has_bridge, has_hooked_transformer, tiny, tokens_for
 
 pytestmark = pytest.mark.compat
 
 D = 16
-S = mi.Subspace.random(D, 3, seed=1)
-VECTOR = torch.linspace(-1, 1, D, dtype=torch.float64)
-EDITS = {
-    "zero": mi.Ablate(S),
-    "mean": mi.Ablate(S, VECTOR),
-    "half": mi.Ablate(S, strength=0.5),
-    "half towards a mean": mi.Ablate(S, VECTOR, strength=0.5),
-    "reflect": mi.Ablate(S, strength=2.0),
-    "keep": mi.Ablate(S, keep=True),
-    "keep towards a mean": mi.Ablate(S, VECTOR, keep=True),
-    "rotate": mi.Rotate(S[:2], 0.7),
-    "rotate about a centre": mi.Rotate(S[:2], 0.7, centre=VECTOR),
-    "erase": mi.Erase(S.basis + 0.1, S.basis, VECTOR),
-    "add": mi.Add(VECTOR),
-}
+
+
+def bakeable_edits(d: int) -> dict[str, mi.Intervention]:
+    """One of each kind that declares itself bakeable, on a stream of width d."""
+    s, vector = mi.Subspace.random(d, 3, seed=1), torch.linspace(-1, 1, d, dtype=torch.float64)
+    return {
+        "zero": mi.Ablate(s),
+        "mean": mi.Ablate(s, vector),
+        "half": mi.Ablate(s, strength=0.5),
+        "half towards a mean": mi.Ablate(s, vector, strength=0.5),
+        "reflect": mi.Ablate(s, strength=2.0),
+        "keep": mi.Ablate(s, keep=True),
+        "keep towards a mean": mi.Ablate(s, vector, keep=True),
+        "everything towards a mean": mi.Ablate(None, vector, strength=0.3),
+        "rotate": mi.Rotate(s[:2], 0.7),
+        "rotate about a centre": mi.Rotate(s[:2], 0.7, centre=vector),
+        "erase": mi.Erase(s.basis + 0.1, s.basis),
+        "erase about a centre": mi.Erase(s.basis + 0.1, s.basis, vector),
+        "erase, a gate each": mi.Erase(s.basis, s.basis, gate=torch.tensor([0.2, 1.0, 0.7])),
+        "add": mi.Add(vector),
+    }
+
+
+EDITS = bakeable_edits(D)
+S, VECTOR = mi.Subspace.random(D, 3, seed=1), torch.linspace(-1, 1, D, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module", params=["LN", None])
@@ -117,12 +132,188 @@ def test_what_weights_cannot_express_is_refused(any_model, hooks, message):
 
 def test_tied_embeddings_are_refused():
     if not has_bridge():
-        pytest.skip("TransformerLens 2 has no bridge, and a HookedTransformer never ties W_E and W_U")
+        pytest.skip("TransformerLens 2 has no bridge; a tied HookedTransformer is made by hand below")
     bridge = gpt2_bridge()
     with pytest.raises(ValueError, match="share their storage"):
         mi.bake_(bridge, mi.Ablate(S))
     hooks = mi.Ablate(S).at(*mi.writers(bridge)[1:])
     assert mi.verify_baked(bridge, hooks, tokens_for(bridge)) < 1e-4
+
+
+def tied_models() -> dict[str, Callable[[], Any]]:
+    """Models whose readout is their embedding, in float64."""
+
+    def by_hand() -> Any:
+        model = tiny(seed=3)
+        model.unembed.W_U.data = model.embed.W_E.data.T
+        return model
+
+    models: dict[str, Callable[[], Any]] = {"by hand": by_hand} if has_hooked_transformer() else {}
+    if has_bridge():
+        models |= {"GPT-2": lambda: gpt2_bridge().double(), "OPT": lambda: family_bridge("opt").double()}
+    return models
+
+
+def state_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+@pytest.mark.parametrize("name", tied_models())
+def test_untying_bakes_what_the_hooks_do_and_undo_ties_again(name):
+    model = tied_models()[name]()
+    tokens, before, readout = tokens_for(model), state_of(model), model.unembed.W_U.detach().clone()
+    with torch.no_grad():
+        clean = model(tokens)
+    assert tied(model)
+    assert mi.verify_baked(model, mi.Ablate(S), tokens, untie=True) < 1e-12
+    assert mi.verify_baked(model, mi.Ablate(S, VECTOR), tokens, untie=True) < 1e-12
+    assert tied(model), "verifying ties them again"
+    undo = mi.bake_(model, mi.Ablate(S), untie=True)
+    assert not tied(model)
+    assert (model.embed.W_E.detach() @ S.basis).abs().max() < 1e-13
+    assert torch.equal(model.unembed.W_U, readout)
+    undo()
+    assert tied(model)
+    after = state_of(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    with torch.no_grad():
+        assert torch.equal(model(tokens), clean)
+
+
+def test_untying_what_is_not_tied_changes_nothing(any_model):
+    before = state_of(any_model)
+    mi.bake_(any_model, mi.Ablate(S), untie=True)()
+    assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
+
+
+def test_a_tie_of_an_unknown_kind_is_said():
+    shared = torch.zeros(3, 4)
+
+    class Unembed:
+        @property
+        def W_U(self):
+            return shared.T
+
+    class Model:
+        cfg, hook_dict, embed, unembed = None, MappingProxyType({}), SimpleNamespace(W_E=shared), Unembed()
+
+        def hooks(self, fwd_hooks=None): ...
+
+        def __call__(self, *args, **kwargs): ...
+
+    with pytest.raises(ValueError, match="tied in a way that this function does not know"):
+        untie(Model())
+
+
+@pytest.mark.parametrize("failing", [2, 5])
+def test_a_failure_half_way_ties_again_and_restores_every_weight(failing):
+    for make in tied_models().values():
+        model = make()
+        before = state_of(model)
+        hooks = mi.Ablate(S).at(*mi.writers(model)) + mi.Rotate(S[:2], 0.3).at(mi.writers(model)[0])
+        name, _ = hooks[failing]
+        [bad] = mi.Erase(S.basis, S.basis, gate=float("nan")).at(name)
+        hooks[failing] = bad
+        with pytest.raises(ValueError, match="weights that are NaN or infinite"):
+            mi.bake_(model, hooks, untie=True)
+        assert tied(model)
+        assert all(torch.equal(before[k], v) for k, v in state_of(model).items())
+
+
+# Norms kept
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.25, 2.0, 0.0])
+def test_norms_kept_every_written_vector_keeps_its_length_and_loses_its_share(any_model, strength):
+    direction = S[:1]
+    r = direction.basis[:, 0]
+    holders = [any_model.embed.W_E, any_model.pos_embed.W_pos]
+    holders += [w for b in any_model.blocks for w in (b.attn.W_O, b.mlp.W_out)]
+    before = [w.detach().clone() for w in holders]
+    with mi.baked(any_model, mi.Ablate(direction, strength=strength), norms="kept"):
+        for w, old in zip(holders, before):
+            assert torch.allclose(w.norm(dim=-1), old.norm(dim=-1), atol=1e-13)
+            along, u = old @ r, old - strength * (old @ r)[..., None] * r
+            expected = (1 - strength) * along * old.norm(dim=-1) / u.norm(dim=-1)
+            assert torch.allclose(w @ r, expected, atol=1e-13)
+        bias = any_model.blocks[0].mlp.b_out.detach()
+        assert (bias @ r).abs() < 1e-13 or strength != 1, "biases are edited, and not renormalised"
+    assert all(torch.equal(w, old) for w, old in zip(holders, before))
+
+
+def test_norms_kept_is_another_edit_than_the_hook_and_verify_says_so(any_model):
+    tokens = tokens_for(any_model)
+    assert mi.verify_baked(any_model, mi.Ablate(S), tokens, norms="kept") > 1e-2
+    assert mi.verify_baked(any_model, mi.Ablate(S), tokens, norms="free") < 1e-12
+    assert mi.verify_baked(any_model, mi.Ablate(S, strength=0), tokens, norms="kept") < 1e-12
+
+
+def test_norms_kept_does_not_blow_up_vectors_that_are_removed_whole():
+    model = tiny()
+    with torch.no_grad():
+        model.embed.W_E[3] = 5 * S.basis[:, 0] + S.basis[:, 2]
+        model.embed.W_E[4] = 0
+    with mi.baked(model, mi.Ablate(S), norms="kept"):
+        assert not model.embed.W_E[3:5].any()
+        assert torch.isfinite(model.embed.W_E).all()
+    half = tiny(dtype=torch.bfloat16)
+    with torch.no_grad():
+        half.embed.W_E[3] = (5 * S.basis[:, 0]).bfloat16()
+    with mi.baked(half, mi.Ablate(S), norms="kept"):
+        assert not half.embed.W_E[3].any(), "what rounding left of it is no direction"
+
+
+@pytest.mark.parametrize("name", [n for n in EDITS if n not in ("zero", "half", "reflect")])
+def test_norms_kept_is_refused_where_it_means_nothing(any_model, name):
+    with pytest.raises(ValueError, match="only zero-ablation of a subspace keeps the written vectors' norms"):
+        mi.bake_(any_model, EDITS[name].at("hook_embed"), norms="kept")
+    with pytest.raises(ValueError, match="norms='yes' must be 'free' or 'kept'"):
+        mi.bake_(any_model, EDITS["zero"], norms="yes")
+
+
+# What else the weights must survive
+
+
+def test_padded_prompts_are_compared_on_their_real_tokens(any_model):
+    tokens, mask = tokens_for(any_model), torch.ones(6, 7, dtype=torch.long)
+    mask[:3, :2] = 0
+    assert mi.verify_baked(any_model, mi.Ablate(S), tokens, attention_mask=mask) < 1e-12
+    fewer = mi.Ablate(S).at(*mi.writers(any_model)[1:])
+    assert mi.verify_baked(any_model, fewer, tokens, attention_mask=mask) < 1e-12
+
+
+def test_half_precision_weights_are_edited_in_float64_and_rounded_once():
+    model = tiny(dtype=torch.bfloat16)
+    wide = model.blocks[0].mlp.W_out.detach().double()
+    with mi.baked(model, mi.Ablate(S)):
+        assert torch.equal(model.blocks[0].mlp.W_out, mi.Ablate(S)(wide).bfloat16())
+
+
+def test_an_edit_that_is_not_finite_is_refused(any_model):
+    vector = VECTOR.clone()
+    vector[2] = torch.inf
+    before = state_of(any_model)
+    with pytest.raises(ValueError, match="weights that are NaN or infinite"):
+        mi.bake_(any_model, mi.Add(vector).at("blocks.0.hook_mlp_out", "hook_embed"))
+    assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
+
+
+def test_two_edits_in_a_row_are_undone_in_turn(any_model):
+    before = state_of(any_model)
+    first = mi.bake_(any_model, mi.Ablate(S))
+    second = mi.bake_(any_model, mi.Add(VECTOR).at("hook_embed") + mi.Rotate(S[:2], 1.0).at("hook_embed"))
+    second()
+    first()
+    assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
+
+
+def test_a_hook_that_is_attached_meanwhile_is_noticed(any_model):
+    tokens = tokens_for(any_model)
+    with mi.attached(any_model, mi.Ablate(S).at("blocks.0.hook_mlp_out")), torch.no_grad():
+        any_model(tokens)
+        with pytest.raises(ValueError, match="or a hook is attached"):
+            mi.bake_(any_model, mi.Ablate(S))
 
 
 def test_constant_target_is_one_addition():
