@@ -89,6 +89,31 @@ def test_the_code_of_the_sweeps_page_reads_records(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "[200]\n[{'add': {'held_out': 1.0}}]\n"
 
 
+def test_the_code_of_the_abliteration_page_runs(capsys):
+    (code,) = blocks("abliteration.md", "python")
+    scope: dict = {}
+    exec(code, scope)
+    effect, difference = capsys.readouterr().out.strip().splitlines()
+    assert effect.startswith("Effect(accuracy, n 1345: clean 1.000, edited")
+    assert "covariance" in effect
+    assert float(difference) < 1e-5
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_every_link_leads_somewhere(page):
+    """Relative links are files, and a fragment of a test file is a test in it."""
+    for link in LINK.findall(page.read_text()):
+        if link.startswith("http"):
+            continue
+        file, _, fragment = link.partition("#")
+        assert (page.parent / file).exists(), link
+        if fragment and file.endswith(".py"):
+            assert f"def {fragment}(" in (page.parent / file).read_text(), link
+
+
 EXPECTED = re.compile(r"Expect the last line:\s+#?\s*`([^`]+)`")
 STATED = {
     path.name: found.group(1)
@@ -98,7 +123,8 @@ STATED = {
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_an_example_prints_what_its_header_says(name):
+def test_an_example_prints_what_its_header_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # pages go to out/
     last = run(ROOT / "examples" / name, []).strip().splitlines()[-1]
     number = r"-?\d+\.\d+"
     assert re.sub(number, "#", last) == re.sub(number, "#", STATED[name])
