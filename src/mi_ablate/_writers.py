@@ -66,7 +66,8 @@ def scales(model: HookedModel, names: Iterable[str]) -> dict[str, float]:
     names = list(dict.fromkeys(names))
     entering = {name: _entering(name) for name in names}
     wanted = [site for name in names for site in (name, entering[name]) if site is not None]
-    missing = [site for site in wanted if site not in model.hook_dict]
+    points = model.hook_dict
+    missing = [site for site in wanted if site not in points]
     if missing:
         raise ValueError(f"The model has no {missing[0]}, so what its weights write cannot be checked. Keep the hook.")
     tokens = torch.arange(min(3, model.cfg.n_ctx or 3)) % model.cfg.d_vocab
