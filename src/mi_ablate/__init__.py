@@ -53,6 +53,8 @@ _NAMES = {
     "interval": "effects",
     "Effects": "effects",
     "effect_by_site": "effects",
+    "Overlaps": "overlap",
+    "overlaps": "overlap",
     "Patching": "patching",
     "patch": "patching",
     "bake_": "weights",

@@ -15,6 +15,7 @@ from torch import Tensor
 from mi_ablate.measures.bases import contrastive
 from mi_ablate.measures.subject import DIRECTIONS, Operation
 from mi_ablate.modular import spectrum
+from mi_ablate.overlap import mean_cosines, over_draws, split_half
 from mi_ablate.subspace import Subspace
 
 OVERLAP_KS, OVERLAP_DRAWS = (5, 10, 20, 30), 20
@@ -87,38 +88,24 @@ def _overlap(one: Operation, other: Operation, k: int) -> dict[str, Any] | None:
     names = one.subject.config.config.operations
     shifts = {o: OVERLAP_DRAWS * names.index(o.name) for o in (one, other)}  # no draw is used twice
     seeds = range(OVERLAP_DRAWS)
-    drawn = [_cosines(*(o.controls["covariance"].draw(o.last, k, s + shifts[o]) for o in (one, other))) for s in seeds]
-    blind = [_cosines(*(Subspace.random(d, k, s + shifts[o]) for o in (one, other))) for s in seeds]
+    drawn = [
+        mean_cosines(*(o.controls["covariance"].draw(o.last, k, s + shifts[o]) for o in (one, other))) for s in seeds
+    ]
+    blind = [mean_cosines(*(Subspace.random(d, k, s + shifts[o]) for o in (one, other))) for s in seeds]
     return {
-        **_cosines(mine[:k], theirs[:k]),
-        "isotropic": {"squared_expected": k / d, **_over_draws(blind)},
-        "covariance": _over_draws(drawn),
+        **mean_cosines(mine[:k], theirs[:k]),
+        "isotropic": {"squared_expected": k / d, **over_draws(blind)},
+        "covariance": over_draws(drawn),
         "split_half": {o.name: _halves(o, k) for o in (one, other)},
     }
 
 
-def _cosines(one: Subspace, other: Subspace) -> dict[str, float]:
-    cosines = one.cosines(other)
-    return {"squared": float((cosines**2).mean()), "cosine": float(cosines.mean())}
-
-
-def _over_draws(draws: list[dict[str, float]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key in draws[0]:
-        values = [draw[key] for draw in draws]
-        found[key] = {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
-    return found
-
-
 def _halves(one: Operation, k: int) -> dict[str, float] | None:
     """Overlap of the same operation's leading directions from two random halves of its training pairs."""
-    order = torch.randperm(len(one.values), generator=torch.Generator().manual_seed(0))
-    x, parts = one.acts[one.last], order.chunk(2)
     try:
-        mine, theirs = (contrastive(x[part], one.values[part], "half") for part in parts)
-    except ValueError:  # too few pairs, or nothing to span
+        return split_half(lambda x, values: contrastive(x, values, "half"), one.acts[one.last], one.values, k)
+    except ValueError:  # too few pairs, nothing to span, or fewer directions than k
         return None
-    return _cosines(mine[:k], theirs[:k]) if k <= min(mine.rank, theirs.rank) else None
 
 
 def _per_class(x: Float[Tensor, "n d"], values: Int[Tensor, " n"]) -> tuple[Float[Tensor, "c d"], Float[Tensor, "n d"]]:
