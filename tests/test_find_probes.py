@@ -99,6 +99,8 @@ def test_fewer_examples_than_dimensions_work_and_a_lone_example_has_no_accuracy(
     assert find.logistic(x, labels).source["accuracy"] is None
     with pytest.raises(ValueError, match="The within-class covariance of 20 examples in 50 dimensions is singular"):
         find.lda(x, labels, shrinkage=0.0)
+    with pytest.raises(ValueError, match="if the examples vary within their classes at all"):
+        find.lda(torch.ones(20, 3) * labels[:, None], labels)
 
 
 def test_a_constant_coordinate_and_half_precision_are_fine() -> None:

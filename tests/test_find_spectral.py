@@ -207,6 +207,8 @@ def test_the_leading_directions_do_not_depend_on_the_rank_asked_for(name: str) -
         assert torch.allclose(part.basis, whole.basis[:, :rank], atol=1e-12)
         assert len(part.source["explained"]) == len(part.source["rms"]) == rank
     assert json.loads(json.dumps(whole.source)) == whole.source
+    assert whole[-1:].source["explained"] == whole.source["explained"][-1:]
+    assert whole[0].source["rms"] == whole.source["rms"][:1]
     for rank in (0, -1, whole.rank + 1):
         with pytest.raises(ValueError, match=rf"rank {rank} was asked for; the .* so a rank from 1 to {whole.rank}"):
             CALLS[name](X, Y, rank=rank)

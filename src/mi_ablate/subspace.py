@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 _ORTHONORMAL = 1e-8
+_A_DIRECTION = ("sizes", "rms", "explained", "correlations")
+"""Lists in a source with one number a direction: a part of the subspace keeps its part of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +166,9 @@ class Subspace:
         if chosen.shape[1] == 0:
             raise ValueError(f"[{index}] chooses no direction of {self!r}; a subspace has at least one.")
         source = dict(self.source)
-        if "sizes" in source:
-            source["sizes"] = torch.tensor(source["sizes"], dtype=torch.float64)[columns].tolist()
+        for key in _A_DIRECTION:
+            if isinstance(source.get(key), (list, tuple)) and len(source[key]) == self.rank:
+                source[key] = torch.tensor(source[key], dtype=torch.float64)[columns].tolist()
         return Subspace(chosen.contiguous(), self.name, source)
 
     def cosines(self, other: "Subspace") -> Float[Tensor, " k"]:

@@ -97,7 +97,7 @@ def lda(
     except LinAlgError as error:
         raise ValueError(
             f"The within-class covariance of {len(x)} examples in {x.shape[1]} dimensions is singular at "
-            f'shrinkage={shrinkage!r}: use "auto", or a larger number.'
+            f'shrinkage={shrinkage!r}: use "auto" or a larger number, if the examples vary within their classes at all.'
         ) from error
     ratio = torch.tensor(probe.explained_variance_ratio_[: len(values) - 1].tolist())
     full = int((ratio > 1e-10).sum())
