@@ -57,6 +57,8 @@ _NAMES = {
     "overlaps": "overlap",
     "Patching": "patching",
     "patch": "patching",
+    "Dissociation": "selectivity",
+    "double_dissociation": "selectivity",
     "bake_": "weights",
     "baked": "weights",
     "verify_baked": "weights",
