@@ -82,7 +82,7 @@ def test_small_angles_are_zero_by_the_arccosine_in_float32() -> None:
 
 def test_a_pseudo_inverse_of_one_hot_labels_leaves_covariance_at_its_default_tolerance() -> None:
     worst = 0.0
-    for seed in range(20):
+    for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.cat([torch.arange(5), torch.randint(0, 5, (395,), generator=generator)])
         x = draw(400, 8, seed=seed) + 10 * draw(5, 8, seed=seed + 1)[labels]
@@ -91,11 +91,11 @@ def test_a_pseudo_inverse_of_one_hot_labels_leaves_covariance_at_its_default_tol
         zz, zx = zc.T @ zc / 400, zc.T @ xc / 400
         singular = torch.linalg.eigvalsh(zz)[0]
         assert abs(float(singular)) < 1e-14  # the columns add up to one
-        wrong = x - zc @ torch.linalg.pinv(zz, rtol=0.0) @ zx  # every singular value inverted, rounding too
+        wrong = x - zc @ torch.linalg.pinv(zz) @ zx  # inverts a rounding error in about half of the draws
         worst = max(worst, float((zc.T @ wrong / 400).abs().max()))
         for edit in (find.leace(x, labels).oracle(labels), find.leace(x, labels).erase()):
             assert float((zc.T @ edit(x) / 400).abs().max()) < 1e-13
-    assert worst > 1e-4
+    assert worst > 1e-3
 
 
 # Robust means
