@@ -57,6 +57,8 @@ _NAMES = {
     "overlaps": "overlap",
     "Patching": "patching",
     "patch": "patching",
+    "Dormant": "dormancy",
+    "dormant": "dormancy",
     "Dissociation": "selectivity",
     "double_dissociation": "selectivity",
     "bake_": "weights",
