@@ -12,11 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mi_ablate import Ablate, Add, Subspace, attached, collect, fit, fourier
+from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, attached, collect, fit, fourier
+from mi_ablate._types import FwdHooks
 from models import logits_with
 
 FOLDER = Path(__file__).parent.parent / "hooks"
-NAMES = ["ablate_direction", "ablate_subspace", "add_direction", "keep_frequencies", "write_answer_circle"]
+NAMES = [
+    "ablate_direction",
+    "ablate_subspace",
+    "add_direction",
+    "affine_edit",
+    "erase_concept",
+    "keep_frequencies",
+    "patch_from_run",
+    "reflect_direction",
+    "resample_subspace",
+    "rotate_plane",
+    "route_directions",
+    "write_answer_circle",
+]
 SITE = "blocks.0.hook_resid_post"
 B, P, D = 5, 4, 9
 
@@ -43,15 +57,77 @@ def circle(d: int, n: int = 60, p: int = 12, freqs: tuple[int, ...] = (1, 5), se
     return design @ draw(design.shape[1], d, seed=seed) + 0.2 * draw(n, d, seed=seed + 1) + 2, numbers
 
 
-def cases(name: str, batch: int, d: int, pos: int | None, seed: int = 0) -> list[tuple[object, list]]:
+def mixing(d: int, seed: int) -> Tensor:
+    """A matrix that correlates coordinates, far from singular."""
+    return torch.eye(d, dtype=torch.float64) + 0.2 * draw(d, d, seed=seed)
+
+
+def leace(acts: Tensor, labels: Tensor) -> Erase:
+    """LEACE in other algebra: x - C (Cᵀ S⁻¹ C)⁻¹ Cᵀ S⁻¹ (x - m), with S and C by solves, no root and no SVD."""
+    mean = acts.mean(0)
+    x, z = acts - mean, labels - labels.mean(0)
+    cross = x.T @ z / len(x)
+    solved = torch.linalg.solve(x.T @ x / len(x), cross)
+    return Erase(cross, solved @ torch.linalg.inv(cross.T @ solved), mean)
+
+
+def cases(
+    name: str, batch: int, d: int, pos: int | None, seed: int = 0, length: int = P
+) -> list[tuple[object, FwdHooks]]:
     """Pairs: the folder's hook and the package's list of hooks."""
+    pairs = twins(name, batch, d, pos, seed) | twins_of_runs(name, batch, d, pos, seed, length)
+    where = -1 if pos is None and name == "write_answer_circle" else pos
+    edits = [(mine, edit if isinstance(edit, tuple) else (edit,)) for mine, edit in pairs[name]()]
+    return [(mine, [hook for edit in parts for hook in edit.at(SITE, pos=where)]) for mine, parts in edits]
+
+
+def twins_of_runs(name: str, batch: int, d: int, pos: int | None, seed: int, length: int) -> dict:
+    """Those that take other prompts' activations, labels or gates."""
+    other, rows = draw(batch, length, d, seed=seed + 7), draw(3, d, seed=seed + 2)
+    there = other if pos is None else other[:, pos]
+    bank, choice = draw(9, d, seed=seed + 8), torch.arange(batch) * 4 % 9
+    acts, labels = draw(80, d, seed=seed + 9) @ mixing(d, seed + 10), draw(80, 2, seed=seed + 11)
+    labels = labels + acts[:, :2]
+    directions, gates = draw(4, d, seed=seed + 12), draw(batch, 4, seed=seed + 13).sigmoid()
+    units = (directions / directions.norm(dim=1, keepdim=True)).T
+    return {
+        "patch_from_run": lambda: [
+            (hook_of(name, other, pos=pos), Ablate(None, there)),
+            (hook_of(name, other, rows, pos), Ablate(Subspace.span(rows), there)),
+        ],
+        "resample_subspace": lambda: [
+            (hook_of(name, rows, bank, choice, pos), Ablate(Subspace.span(rows), bank[choice])),
+        ],
+        "erase_concept": lambda: [(hook_of(name, acts, labels, pos), leace(acts, labels))],
+        "route_directions": lambda: [
+            (hook_of(name, directions, gates, pos), Erase(units, units, gate=gates)),
+            (hook_of(name, 3 * directions[:1], gates, pos), Erase(units[:, :1], units[:, :1], gate=gates[:, :1])),
+        ],
+    }
+
+
+def twins(name: str, batch: int, d: int, pos: int | None, seed: int) -> dict:
+    """Those that are the same for every prompt, and those of a fit."""
     v, m, rows = draw(d, seed=seed), draw(d, seed=seed + 1), draw(3, d, seed=seed + 2)
     acts, numbers = circle(d, seed=seed + 3)
     new = (torch.arange(batch) * 5 + 1) % 12
     found = fit(acts, fourier(numbers, 12, [1, 5]))
     dependent = torch.cat([rows, rows[:1] - 2 * rows[1:2]])
     per_row = draw(batch, 1, d, seed=seed + 4)
-    pairs = {
+    plane = Subspace.span(torch.stack([v, m]))
+    return {
+        "affine_edit": lambda: [
+            (hook_of(name, v, m, pos=pos), Ablate(Subspace.span(v), m)),
+            (hook_of(name, v, m, 1.5, pos), (Ablate(Subspace.span(v), m), Add(v, 1.5))),
+        ],
+        "reflect_direction": lambda: [
+            (hook_of(name, v, pos=pos), Ablate(Subspace.span(v), strength=2)),
+            (hook_of(name, 5 * v, m, pos), Ablate(Subspace.span(v), m, 2)),
+        ],
+        "rotate_plane": lambda: [
+            (hook_of(name, v, m, 0.7, pos=pos), Rotate(plane, 0.7, absolute=True)),
+            (hook_of(name, 2 * v, m, -2.0, False, pos), Rotate(plane, -2.0)),
+        ],
         "ablate_direction": lambda: [
             (hook_of(name, v, pos=pos), Ablate(Subspace.span(v))),
             (hook_of(name, v, m, 0.5, pos), Ablate(Subspace.span(v), m, 0.5)),
@@ -80,8 +156,6 @@ def cases(name: str, batch: int, d: int, pos: int | None, seed: int = 0) -> list
             )
         ],
     }
-    where = -1 if pos is None and name == "write_answer_circle" else pos
-    return [(mine, edit.at(SITE, pos=where)) for mine, edit in pairs[name]()]
 
 
 @pytest.mark.parametrize("pos", [None, -1, 2])
@@ -90,10 +164,12 @@ def cases(name: str, batch: int, d: int, pos: int | None, seed: int = 0) -> list
 def test_each_file_equals_the_package_on_tensors(name: str, pos: int | None, seed: int) -> None:
     x = draw(B, P, D, seed=seed + 50)
     before = x.clone()
-    for mine, ((_, packaged),) in cases(name, B, D, pos, seed):
-        got = mine(x, hook=None)
+    for mine, hooks in cases(name, B, D, pos, seed):
+        got, packaged = mine(x, hook=None), x
         assert torch.equal(x, before)
-        assert (got - packaged(x)).abs().max() < 1e-10
+        for _, hook in hooks:
+            packaged = hook(packaged)
+        assert (got - packaged).abs().max() < 1e-10
         assert (got - x).abs().max() > 1e-3
 
 
@@ -102,13 +178,45 @@ def test_each_file_equals_the_package_on_tensors(name: str, pos: int | None, see
 @pytest.mark.parametrize("name", NAMES)
 def test_each_file_equals_the_package_on_a_model(model, tokens, name: str, pos: int | None) -> None:
     clean = logits_with(model, tokens)
-    for mine, hooks in cases(name, len(tokens), 16, pos):
+    for mine, hooks in cases(name, len(tokens), 16, pos, length=tokens.shape[1]):
         bare = logits_with(model, tokens, [(SITE, mine)])
         with attached(model, [(SITE, mine)]), torch.no_grad():
             inside = model(tokens)
         assert torch.equal(bare, inside)
         assert (bare - logits_with(model, tokens, hooks)).abs().max() < 1e-10
         assert (bare - clean).abs().max() > 1e-3
+
+
+def test_routed_directions_of_one_head(model, tokens) -> None:
+    directions, gates = draw(3, 8), draw(len(tokens), 3).sigmoid()
+    mine = [("blocks.0.attn.hook_z", hook_of("route_directions", directions, gates, head=1))]
+    units = (directions / directions.norm(dim=1, keepdim=True)).T
+    packaged = Erase(units, units, gate=gates).at("blocks.0.attn.hook_z", head=1)
+    assert (logits_with(model, tokens, mine) - logits_with(model, tokens, packaged)).abs().max() < 1e-10
+
+
+def test_the_erased_concept_is_linear_nowhere_and_the_change_is_the_least() -> None:
+    """No covariance with the label is left; the orthogonal removal of the same covariance changes more."""
+    acts, labels = draw(200, D, seed=5) @ mixing(D, 6), draw(200, 1, seed=7)
+    labels = labels + acts[:, :1]
+    out = hook_of("erase_concept", acts, labels)(acts[:, None])[:, 0]
+
+    def covariance(x: Tensor) -> Tensor:
+        return (x - x.mean(0)).T @ (labels - labels.mean(0)) / len(x)
+
+    assert covariance(out).norm() < 1e-10 * covariance(acts).norm()
+    flat = Ablate(Subspace.span(covariance(acts).T), acts.mean(0))(acts)
+    assert covariance(flat).norm() < 1e-10 * covariance(acts).norm()
+    assert (out - acts).norm() < 0.99 * (flat - acts).norm()
+
+
+def test_turning_to_an_angle_twice_is_turning_once_and_by_an_angle_is_not() -> None:
+    x, v, m = draw(B, P, D), draw(D, seed=1), draw(D, seed=2)
+    to, by = (hook_of("rotate_plane", v, m, 0.7, absolute) for absolute in (True, False))
+    assert torch.allclose(to(to(x)), to(x), atol=1e-12)
+    assert (by(by(x)) - by(x)).abs().max() > 0.1
+    for turned in (to(x), by(x)):
+        assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-12)
 
 
 @pytest.mark.compat
