@@ -105,7 +105,7 @@ def dormant(
         clean: prompts ``[n p]``.
         corrupted: their counterparts, row by row.
         metric: as for `patch`.
-        name: one hook point.
+        name: the hook point.
         subspace: what is patched there.
         mode: "denoise" or "noise".
         pos: the position.
@@ -114,10 +114,9 @@ def dormant(
         batch_size: rows a pass.
 
     Raises:
-        ValueError: hook_z without a head, a subspace of another width, and what `patch` refuses.
+        ValueError: hook_z without a head, and what `patch` refuses.
 
     """
-    where: dict[str, Any] = {"pos": pos, "head": head}
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
     checked(model, name, model.hook_dict)
     if name.endswith("hook_z") and head is None:
@@ -126,7 +125,9 @@ def dormant(
     def effect(part: Subspace | None) -> float:
         if part is None:
             return 0.0
-        found = patch(model, clean, corrupted, metric, name, mode=mode, subspace=part, controls={}, **where, **given)
+        found = patch(
+            model, clean, corrupted, metric, name, mode=mode, pos=pos, head=head, subspace=part, controls={}, **given
+        )
         return round(float(found.normalised), 12) + 0.0  # never -0.00
 
     whole = effect(subspace)

@@ -72,8 +72,8 @@ class Effect:
     def __repr__(self) -> str:
         parts = []
         for row in self.table()[: 2 + len(self.controls)]:
-            spread = f" [{row['low']:.3f}, {row['high']:.3f}]" if row.get("draws", 1) > 1 else ""
-            parts.append(f"{row['run']} {row['mean']:.3f}{spread}")
+            spread = f" [{_shown(row['low'])}, {_shown(row['high'])}]" if row.get("draws", 1) > 1 else ""
+            parts.append(f"{row['run']} {_shown(row['mean'])}{spread}")
         bare = "" if self.controls else "; no control"
         floor = "" if self.floor is None else f"; rounding alone makes {self.floor:.1e}"
         return f"Effect({self.metric}, n {len(self.clean)}: {', '.join(parts)}{floor}{bare})"
@@ -259,6 +259,11 @@ def clean_logits(runs: Replay, metric: Callable[..., Tensor]) -> list[Tensor] | 
     """Return the clean logits of every batch, kept only for a metric that compares with them."""
     needs = getattr(metric, "needs_clean", True)
     return [logits for _, logits in runs.logits([])] if needs else None
+
+
+def _shown(x: float) -> str:
+    """Three decimals, or two digits of what they would show as 0.000."""
+    return f"{x:.1e}" if 0 < abs(x) < 5e-4 else f"{x:.3f}"
 
 
 def _floor(metric: Callable[..., Tensor], reference: list[Tensor] | None) -> float | None:
