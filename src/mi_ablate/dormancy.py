@@ -119,8 +119,6 @@ def dormant(
     """
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
     checked(model, name, model.hook_dict)
-    if name.endswith("hook_z") and head is None:
-        raise ValueError(f"dormant at {name} needs head=: each head is read by a W_O of its own.")
 
     def effect(part: Subspace | None) -> float:
         if part is None:
@@ -130,8 +128,8 @@ def dormant(
         )
         return round(float(found.normalised), 12) + 0.0  # never -0.00
 
-    whole = effect(subspace)
     used, split = _used(model, name, head)
+    whole = effect(subspace)
     if used is None:
         used = _varying([_at(model, tokens, name, pos, head, given) for tokens in (clean, corrupted)])
     active, rest, share = _parts(subspace, used)
@@ -161,6 +159,8 @@ def _used(model: Any, name: str, head: int | None) -> tuple[Subspace | None, str
     if layer is not None and name.endswith("mlp.hook_post"):
         weight, what = model.blocks[layer].mlp.W_out, "W_out"
     elif layer is not None and name.endswith("attn.hook_z"):
+        if head is None:
+            raise ValueError(f"dormant at {name} needs head=: each head is read by a W_O of its own.")
         weight, what = model.blocks[layer].attn.W_O[head], "W_O"
     else:
         return None, f"{HELD:.0%} of the variance"
