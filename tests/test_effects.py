@@ -37,7 +37,7 @@ from mi_ablate import (
     sites,
 )
 from mi_ablate.curves import Survived
-from mi_ablate.replay import replay
+from mi_ablate.replay import from_layer, replay
 from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.transformer import build
 from models import (
@@ -45,6 +45,7 @@ from models import (
     FAMILIES,
     family,
     family_bridge,
+    gpt2_bridge,
     has_bridge,
     has_hooked_transformer,
     logits_with,
@@ -1054,3 +1055,52 @@ def test_a_mean_of_equal_values_has_no_spread() -> None:
     assert interval([0.3, 0.3, 0.3]) == (0.3, 0.3)
     with pytest.raises(ValueError, match="An interval needs at least two values; these have shape"):
         interval([0.3])
+
+
+# From a layer on
+
+
+@pytest.mark.parametrize("left", [None, True, False])
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_from_a_layer_on_gives_the_scores_of_a_whole_pass(model, prompts, answers, name: str, left) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("a bridge has no way to start at a block")
+    mask = None
+    if left is not None:
+        mask = torch.ones_like(prompts)
+        mask[::3, : (2 if left else 0)] = 0
+        mask[::3, 5 if left else 3 :] = 0
+    metric, options = METRICS[name](answers), {"attention_mask": mask, "batch_size": 7}
+    upper = from_layer(model, prompts, 1, metric, **options)
+    whole = replay(model, prompts, [], metric, **options)
+    assert upper.kind == "from layer 1"
+    reference = [x for _, x in whole.logits([])]
+    for hooks in (Ablate(S).at("blocks.1.hook_resid_pre", pos=1), Ablate(None).at("blocks.1.attn.hook_z", head=1)):
+        wanted = whole.score(hooks, metric, reference)
+        assert torch.allclose(upper.score(hooks, metric, reference), wanted, atol=1e-10)
+        assert not torch.allclose(wanted, whole.score([], metric, reference)) or name == "accuracy"
+
+
+def test_a_start_that_would_change_the_result_is_not_taken(prompts, answers) -> None:
+    assert from_layer(tiny(), prompts, 0, kl()) is None, "nothing is below the first block"
+    if not has_hooked_transformer():
+        return
+    halved = tiny()
+    halved.add_hook("blocks.1.hook_resid_pre", lambda x, hook: 0.5 * x, is_permanent=True)
+    assert from_layer(halved, prompts, 1, accuracy(answers)) is None, "the permanent hook would act twice"
+    if has_bridge():
+        bridge = gpt2_bridge()
+        assert from_layer(bridge, prompts, 1, kl()) is None
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_can_start_at_a_layer_or_does_not(name: str) -> None:
+    if not has_hooked_transformer():
+        pytest.skip("the families are HookedTransformers")
+    model = family(name)
+    prompts, metric = tokens_for(model, 9, 5), logit_diff(torch.zeros(9).long(), torch.ones(9).long())
+    upper = from_layer(model, prompts, 1, metric)
+    hooks = Ablate(S).at("blocks.1.hook_resid_pre", pos=2)
+    if upper is not None:
+        assert torch.allclose(upper.score(hooks, metric), whole_scores(model, prompts, hooks, metric), atol=1e-10)
+    assert (upper is None) == (name == "shortformer")

@@ -105,10 +105,10 @@ class Sweep:
     draws: int
     progress: Callable[[int, int], None] | None
 
-    def run(self, runs: Callable[[int], Replay]) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, runs: Callable[[int, int], Replay]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the metric of every example ``[sites positions heads n]`` and control means ``[draws sites ...]``.
 
-        ``runs`` gives the way to run the model for the number of a position.
+        ``runs`` gives the way to run the model for the numbers of a site and a position.
         """
         places = self.places
         sample = places.controls(self.controls, 0, 0, 0)
@@ -117,7 +117,7 @@ class Sweep:
         drawn = {name: torch.empty(d, *shape, dtype=torch.float64) for name, d in many.items()}
         total, done, values = shape[0] * shape[1] * shape[2] * (1 + sum(many.values())), 0, []
         for i, j, h in places:
-            hooks, replayed = places.hooks(i, j, h), runs(j)
+            hooks, replayed = places.hooks(i, j, h), runs(i, j)
             values.append(replayed.score(hooks, self.metric, self.reference))
             done = self._tell(done, total)
             for name, control in places.controls(self.controls, i, j, h).items():

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mi_ablate._names import resolve_all
+from mi_ablate._names import layer_of, resolve_all
 from mi_ablate._places import (
     Label,
     Places,
@@ -43,7 +43,7 @@ from mi_ablate._types import HookedModel
 from mi_ablate.effects import Controls, clean_logits, name_of
 from mi_ablate.interventions import Ablate
 from mi_ablate.model import collect
-from mi_ablate.replay import Replay, replay
+from mi_ablate.replay import Replay, from_layer, replay
 from mi_ablate.subspace import Subspace
 
 MODES = ("denoise", "noise")
@@ -254,15 +254,31 @@ def _ways(
     places: Places,
     reference: list[Tensor] | None,
     given: dict[str, Any],
-) -> Callable[[int], Replay]:
-    """Return how the model runs for each position: patches at the last one alone may take a shortcut of `replay`."""
+) -> Callable[[int, int], Replay]:
+    """Return how the model runs for each site and position.
+
+    Patches at the last position alone may take a shortcut of `replay`; the others start at the layer of their site where
+    the model can, with the stream below it kept for one layer at a time.
+    """
     whole = replay(model, base, [], metric, **given)
     last = {j for j, p in enumerate(places.pos) if isinstance(p, int) and p in (-1, places.length - 1)}
-    if not last or reference is not None or given["attention_mask"] is not None:
-        return lambda j: whole
-    hooks = Ablate(None).at(*places.sites, pos=-1)
-    short = replay(model, base, hooks, metric, **given)
-    return lambda j: short if j in last else whole
+    short = None
+    if last and reference is None and given["attention_mask"] is None:
+        short = replay(model, base, Ablate(None).at(*places.sites, pos=-1), metric, **given)
+    held: dict[int, Replay] = {}
+
+    def way(i: int, j: int) -> Replay:
+        if short is not None and j in last and short.kind != "whole":
+            return short
+        layer = layer_of(places.sites[i])
+        if layer is None:
+            return whole
+        if layer not in held:
+            held.clear()
+            held[layer] = from_layer(model, base, layer, metric, **given) or whole
+        return held[layer]
+
+    return way
 
 
 def _check_gap(clean: float, corrupted: float, metric: str) -> None:

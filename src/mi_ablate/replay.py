@@ -7,6 +7,9 @@ Three ways, tried in this order; each but the last is checked against an ordinar
 - last position: all edits, and the metric, are at the last position of a causal HookedTransformer without padding.
   The keys and values of the earlier positions are kept (a frozen KV cache), and one position runs again.
 - whole: the whole forward pass.
+
+`from_layer` is a fourth way, for edits inside or after one block at any positions: the residual stream before that block is
+kept, and the blocks below it do not run again. Activation patching walks up the layers with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -105,20 +108,58 @@ def replay(
         found = _last_position(model, tokens, batch_size)
         if found is not None:
             return found
+
+    def whole(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
+        with attached(model, edits):
+            return _read(run(model, *state), state[1], metric)
+
     batches: list[Batch] = []
-    for number, (part, mask) in enumerate(split(model, tokens, attention_mask, batch_size)):
-        rows = torch.arange(len(part)) + (number and int(batches[-1][0][-1]) + 1)
-
-        def whole(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
-            with attached(model, edits):
-                logits = run(model, *state)
-            if state[1] is None or not isinstance(metric, PositionMetric):
-                return logits
-            window = Window(0, state[1].bool())  # the metric's position counts real tokens too
-            return resolve(metric.pos, logits, None, window).take(logits)[:, None].expand_as(logits)
-
-        batches.append((rows, (part, mask), whole))
+    for part, mask in split(model, tokens, attention_mask, batch_size):
+        batches.append((_next_rows(batches, len(part)), (part, mask), whole))
     return Replay("whole", tuple(batches), len(tokens))
+
+
+def from_layer(
+    model: Any,
+    tokens: Int[Tensor, "n p"],
+    layer: int,
+    metric: Callable[..., Tensor],
+    *,
+    attention_mask: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Replay | None:
+    """Return how to run the blocks from ``layer`` on under edits there and above; None where the model cannot, or differs.
+
+    The batches are those of the whole pass. A bridge has no way to start at a block.
+    """
+    if layer == 0 or hasattr(model, "original_model"):
+        return None
+
+    def above(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
+        with attached(model, edits):
+            return _read(run(model, *state, start_at_layer=layer), state[1], metric)
+
+    name = f"blocks.{layer}.hook_resid_pre"
+    batches: list[Batch] = []
+    for part, mask in split(model, tokens, attention_mask, batch_size):
+        kept = collect(model, part, name, pos=None, attention_mask=mask, batch_size=len(part))[name]
+        if not batches:
+            with torch.no_grad():
+                if not _same(above((kept, mask), []), _read(run(model, part, mask), mask, metric)):
+                    return None
+        batches.append((_next_rows(batches, len(part)), (kept, mask), above))
+    return Replay(f"from layer {layer}", tuple(batches), len(tokens))
+
+
+def _read(logits: Tensor, mask: Tensor | None, metric: Callable[..., Tensor]) -> Tensor:
+    """The logits with those at the metric's position, which counts real tokens, wherever it will look."""
+    if mask is None or not isinstance(metric, PositionMetric):
+        return logits
+    return resolve(metric.pos, logits, None, Window(0, mask.bool())).take(logits)[:, None].expand_as(logits)
+
+
+def _next_rows(batches: list[Batch], size: int) -> Int[Tensor, " b"]:
+    return torch.arange(size) + (int(batches[-1][0][-1]) + 1 if batches else 0)
 
 
 def _readout(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | None:
