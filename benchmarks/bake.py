@@ -7,7 +7,6 @@ weights' own dtype; the same with a d x d projector, in float32 and in float64. 
 b_out. One thread, random weights (time does not depend on them).
 """
 
-import resource
 from collections.abc import Callable
 
 import torch
@@ -76,9 +75,13 @@ def measure(rounds: int) -> dict[str, object]:
         table = interleaved({**runs, "mi_ablate.bake_": ours, **undoing}, rounds, "rank-1 loop, float32")
         restore()
     numbers = sum(w.numel() for w in before)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {"model": "GPT-2 small size", "numbers_edited": numbers, "left_over": left, "peak_MiB": round(peak),
-            "rounds": rounds, "table": table}  # fmt: skip
+    return {
+        "model": "GPT-2 small size",
+        "numbers_edited": numbers,
+        "left_over": left,
+        "rounds": rounds,
+        "table": table,
+    }
 
 
 def left_over(model: torch.nn.Module, r: torch.Tensor) -> float:

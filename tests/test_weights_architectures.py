@@ -147,6 +147,18 @@ def test_a_scaled_embedding_takes_a_constant_at_its_own_scale(kind: str, factor:
     assert ((raw - hooked).abs().max() > 0.1) == (factor != 1), "the naive way is wrong where the scale is not 1"
 
 
+@pytest.mark.skipif(not has_bridge(), reason="TransformerLens 2 has no bridge, and knows these families by name only")
+def test_scales_between_weight_and_stream_leave_the_removal_exact() -> None:
+    """Granite halves what attention and MLP write (here), Gemma scales its embedding: the linear part does not care."""
+    for kind, site, factor in (("granite", "blocks.1.hook_attn_out", 0.5), ("gemma", "blocks.1.hook_mlp_out", 1.0)):
+        model = family_bridge(kind).double()
+        tokens, s = tokens_for(model), mi.Subspace.random(16, 2, seed=1)
+        assert scales(model, [site])[site] == pytest.approx(factor, rel=1e-6)
+        assert mi.verify_baked(model, mi.Ablate(s), tokens, untie=True) < 1e-12
+        mean = torch.linspace(-1, 1, 16, dtype=torch.float64)
+        assert mi.verify_baked(model, mi.Ablate(s, mean), tokens, untie=True) < 1e-6, "the scale is measured in float32"
+
+
 # Where weights cannot equal hooks
 
 

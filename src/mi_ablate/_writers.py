@@ -71,6 +71,7 @@ def scales(model: HookedModel, names: Iterable[str]) -> dict[str, float]:
     if missing:
         raise ValueError(f"The model has no {missing[0]}, so what its weights write cannot be checked. Keep the hook.")
     tokens = torch.arange(min(3, model.cfg.n_ctx or 3)) % model.cfg.d_vocab
+    tokens = tokens.to(parameters(model, names[0])[0].device)
     acts = collect(model, tokens[None], wanted, pos=None)
     found = {}
     for name in names:
