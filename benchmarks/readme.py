@@ -110,13 +110,31 @@ def speed() -> str:
             at = found["times_faster_than"][name]
             what = f"a step of each of {found['models']} models, one by one: {what}"
             rows.append({"what": what, "against": "the same in one stack, on a CPU", "CPU time": ratio(at)})
+    rows += abliteration()
     return (
         markdown(rows)
         + grids()
         + "\n\nOne thread, process CPU time, interleaved in shuffled order, median [quartiles] of the ratio a round; each "
         "script checks the answer before it times. `python benchmarks/hook_overhead.py --write`, `removal.py`, "
-        "`train_step.py`, `stacked_step.py`; the lines are in `benchmarks/results/`."
+        "`train_step.py`, `stacked_step.py`, `candidates.py`, `bake.py`; the lines are in `benchmarks/results/`."
     )
+
+
+def abliteration() -> list[dict]:
+    """Finding candidates and baking a direction at GPT-2 small's size."""
+    measured = newest("candidates", "what")
+    found, grown = measured.pop("time"), next(iter(measured.values()))["grown"]
+    most = max(grown["find.candidates"], key=int)
+    rows = []
+    for name in ("find.candidates", "cache everything, then mean"):
+        memory = f"grows the process by {grown[name][most]:.0f} MiB with {most} prompts"
+        what = f"{found['candidates']} candidate directions, GPT-2 small size, {name} ({memory})"
+        rows.append({"what": what, "against": "the bare forward passes", "CPU time": ratio(found["table"][name])})
+    for baked in newest("bake", "benchmark").values():
+        ours = baked["table"]["mi_ablate.bake_"]
+        what = f"one direction baked into {baked['model']}, in float64: {ours['median_s']:.2f} s"
+        rows.append({"what": what, "against": "a loop over the weights in float32", "CPU time": ratio(ours)})
+    return rows
 
 
 def grids() -> str:
