@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import mi_ablate as mi
-from mi_ablate._writers import tied, untie
+from mi_ablate import _writers
+from mi_ablate._writers import parameters, tied, untie
 from mi_ablate.weights import as_hooks
 from models import family_bridge, gpt2_bridge, has_bridge, has_hooked_transformer, tiny, tokens_for
 
@@ -314,6 +315,52 @@ def test_a_hook_that_is_attached_meanwhile_is_noticed(any_model):
         any_model(tokens)
         with pytest.raises(ValueError, match="or a hook is attached"):
             mi.bake_(any_model, mi.Ablate(S))
+    with mi.attached(any_model, mi.Ablate(None).at("blocks.1.hook_attn_out")), torch.no_grad():
+        any_model(tokens)
+        with pytest.raises(ValueError, match=r"What blocks\.1\.hook_attn_out sees is not what its weight writes"):
+            mi.bake_(any_model, mi.Ablate(S))
+
+
+def test_weights_that_write_nothing_are_no_hindrance():
+    model = tiny()
+    with torch.no_grad():
+        for parameter in (model.blocks[0].mlp.W_out, model.blocks[0].mlp.b_out):
+            parameter.zero_()
+    assert mi.verify_baked(model, mi.Ablate(S), tokens_for(model)) < 1e-12
+    assert mi.verify_baked(model, mi.Rotate(S[:2], 1.0, centre=VECTOR), tokens_for(model)) < 1e-12
+
+
+def test_a_weight_that_is_made_anew_each_time_is_refused():
+    """Some bridges build W_O from other parameters: writing to it would change nothing, and nobody would notice."""
+
+    class Attention:
+        W_O = property(lambda self: torch.ones(2, 8, D))
+
+    class Model:
+        cfg, hook_dict = SimpleNamespace(d_model=D), MappingProxyType({})
+        blocks = (SimpleNamespace(attn=Attention()),)
+
+        def hooks(self, fwd_hooks=None): ...
+
+        def __call__(self, *args, **kwargs): ...
+
+    with pytest.raises(
+        ValueError, match=r"W_O behind blocks\.0\.hook_attn_out is made anew each time, so editing it does"
+    ):
+        parameters(Model(), "blocks.0.hook_attn_out")
+
+
+def test_inputs_of_a_weight_that_do_not_fit_it_are_an_unknown_layout(any_model, monkeypatch):
+    monkeypatch.setattr(_writers, "_entering", lambda name: "blocks.0.hook_resid_pre")
+    with pytest.raises(
+        ValueError, match=r"has 16 coordinates and the weight behind .* a layout that this function does"
+    ):
+        mi.bake_(any_model, mi.Ablate(S).at("blocks.0.hook_mlp_out"))
+    monkeypatch.setattr(_writers, "_entering", lambda name: "blocks.0.hook_nowhere")
+    with pytest.raises(
+        ValueError, match=r"The model has no blocks\.0\.hook_nowhere, so what its weights write cannot be"
+    ):
+        mi.bake_(any_model, mi.Ablate(S).at("blocks.0.hook_mlp_out"))
 
 
 def test_constant_target_is_one_addition():

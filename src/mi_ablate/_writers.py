@@ -149,13 +149,14 @@ def _entering(name: str) -> str | None:
 
 def _ratio(seen: Tensor, written: Tensor, name: str, tolerance: float) -> float:
     """The number s with seen = s * written; 1 exactly where it rounds to that."""
-    size = float(seen.norm())
+    if not seen.any() and not written.any():
+        return 1.0
     ratio = float((seen * written).sum() / written.square().sum().clamp(min=1e-300))
-    error = float((seen - ratio * written).norm())
-    if error > tolerance * size or (size > 0 and ratio == 0):
+    error = float((seen - ratio * written).norm() / seen.norm().clamp(min=1e-300))
+    if error > tolerance or ratio == 0:
         raise ValueError(
-            f"What {name} sees is not what its weight writes ({error / size:.0%} of it is something else): a norm lies "
-            "between, as in Gemma 2, OLMo 2 and after BLOOM's embedding, or a hook is attached. Weights cannot equal "
-            "the hook there: keep the hook."
+            f"What {name} sees is not what its weight writes ({error:.0%} of it is something else): a norm lies between, "
+            "as in Gemma 2, OLMo 2 and after BLOOM's embedding, or a hook is attached. Weights cannot equal the hook "
+            "there: keep the hook."
         )
-    return 1.0 if size == 0 or abs(ratio - 1) <= tolerance else ratio
+    return 1.0 if abs(ratio - 1) <= tolerance else ratio

@@ -40,7 +40,7 @@ def bake_(model: HookedModel, edit: Edit, *, norms: str = "free", untie: bool = 
     """Write the edit into the weights, in place, and return a function that undoes it exactly.
 
     Computed in float64 and rounded once to the weights' dtype. The undo function holds a copy of every weight that was
-    edited (for GPT-2 small 400 MB in float32); drop it where the edit is to stay.
+    edited (for GPT-2 small 300 MB in float32); drop it where the edit is to stay.
 
     Args:
         model: any hooked model whose writers are those of `writers`; its weights change. It is run once, on three
