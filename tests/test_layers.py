@@ -45,6 +45,18 @@ def test_each_layer_its_own_edit_at_a_site_of_choice(model) -> None:
     assert named(hooks) == [("blocks.0.hook_resid_post", "Add", -1), ("blocks.1.hook_resid_post", "Ablate", 0.25)]
 
 
+def test_positions_and_passes_hold_for_every_layer_and_the_embeddings(model, tokens) -> None:
+    hooks = per_layer(model, Ablate(S), strength=[0.5, 1], embed=Ablate(T), pos=-1)
+    clean = mi.collect(model, tokens, mi.last_residual(model), pos=None)[mi.last_residual(model)]
+    got = mi.collect(model, tokens, mi.last_residual(model), pos=None, hooks=hooks)[mi.last_residual(model)]
+    assert torch.equal(got[:, :-1], clean[:, :-1])
+    assert (got[:, -1] - clean[:, -1]).abs().max() > 0.1
+    new = per_layer(model, Ablate(S), when="new", embed=Ablate(T))
+    assert {hook.when for _, hook in new} == {"new"}
+    with pytest.raises(ValueError, match="weights act at all"):
+        mi.bake_(model, hooks)
+
+
 def test_layers_of_strength_0_and_layers_not_named_get_no_hook(model) -> None:
     assert [name for name, _ in per_layer(model, Ablate(S), strength=[0, 1], site="attn_out")] == [
         "blocks.1.hook_attn_out"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mi_ablate._positions import Pos
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Intervention
 from mi_ablate.model import sites, writers
@@ -32,6 +33,8 @@ def per_layer(
     strength: Strengths | None = None,
     site: str = "writers",
     embed: Intervention | None = None,
+    pos: Pos = None,
+    when: str = "all",
 ) -> FwdHooks:
     """Return hooks with one edit a layer; `bake_` takes them too where the site is "writers".
 
@@ -42,6 +45,8 @@ def per_layer(
             of the layer's number; `layer_kernel` gives the usual ones. Layers of strength 0 get no hook.
         site: "writers" for what the layer itself adds to the stream, else a pattern for `sites`, such as "resid_post".
         embed: the edit of the embeddings, which belong to no layer; None leaves them alone.
+        pos: positions, as for ``edit.at``; None for all.
+        when: "all", or within `attached` "prompt" or "new".
 
     Raises:
         IndexError: a layer that the model lacks.
@@ -55,13 +60,13 @@ def per_layer(
     hooks: FwdHooks = []
     if embed is not None:
         blocks = set(writers(model, layers=range(n)))
-        hooks += embed.at(*[name for name in writers(model) if name not in blocks])
+        hooks += embed.at(*[name for name in writers(model) if name not in blocks], pos=pos, when=when)
     for layer in sorted(chosen):
         factor = factors.get(layer, 0)
         if factor == 0:
             continue
         names = writers(model, layers=layer) if site == "writers" else sites(model, site, layers=layer)
-        hooks += _times(chosen[layer], factor).at(*names)
+        hooks += _times(chosen[layer], factor).at(*names, pos=pos, when=when)
     if not hooks:
         raise ValueError("per_layer leaves no layer to edit: every named layer has strength 0, or none is named.")
     return hooks
