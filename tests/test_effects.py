@@ -908,7 +908,9 @@ def test_the_figure_by_site_holds_the_means_and_bands(model, prompts, answers) -
     found = effect_by_site(model, prompts, Ablate(S), "resid_post", cross_entropy(answers), draws=3)
     figure = found.plot("A title")
     lines = {trace.name: trace for trace in figure.data}
-    assert list(lines["edited"].x) == [FIRST, LAST]
+    assert list(lines["edited"].x) == ["0", "1"]
+    assert figure.layout.xaxis.title.text == "layer, hook_resid_post"
+    assert list(figures.by_site({FIRST: found[FIRST], "hook_embed": found[LAST]}).data[0].x) == [FIRST, "hook_embed"]
     assert list(lines["edited"].y) == pytest.approx([float(found[s].edited.mean()) for s in found])
     draws = found[LAST].controls["covariance"].mean(1)
     assert lines["covariance, highest"].y[1] == pytest.approx(float(draws.max()))

@@ -333,6 +333,10 @@ def test_what_cannot_be_patched_is_refused(model, pairs) -> None:
     with pytest.raises(ValueError, match=r"pos=\[\] chooses no position to patch"):
         patch(*own, pos=[])
     with pytest.raises(
+        ValueError, match="pos='last': 'each' for one position after another, an int, a list of ints, Int"
+    ):
+        patch(*own, pos="last")
+    with pytest.raises(
         ValueError, match=r"head='each' at blocks\.0\.hook_resid_pre: it has no heads\. Sites that have: 'z', 'q'"
     ):
         patch(*own, head="each")
@@ -356,6 +360,17 @@ def test_what_cannot_be_patched_is_refused(model, pairs) -> None:
         patch(*own, attention_mask=mask)
     with pytest.raises(ValueError, match="writes no other run's activations: the shuffled control is one of patches"):
         Shuffled()(mi.Add(torch.ones(16)).at(FIRST))
+
+
+def test_positions_of_numpy_and_lists_of_tokens(unchecked, model, pairs) -> None:
+    import numpy as np
+
+    found = patch(model, *pairs, DIFF, FIRST, pos=np.int64(2), controls={})
+    assert found.positions == (2,)
+    assert torch.equal(found.values, patch(model, *pairs, DIFF, FIRST, pos=2, controls={}).values)
+    assert patch(model, *pairs, DIFF, FIRST, pos=[np.int64(2), 0], controls={}).positions == (2, 0)
+    with pytest.raises(ValueError, match=r"tokens are a list: a tensor \[n, pos\] is needed"):
+        patch(model, pairs[0].tolist(), pairs[1].tolist(), DIFF)
 
 
 def test_sites_with_different_numbers_of_heads_are_patched_apart(pairs) -> None:

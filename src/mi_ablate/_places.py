@@ -9,9 +9,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mi_ablate import controls as kinds
+from mi_ablate._positions import plain
 from mi_ablate._types import FwdHooks
 from mi_ablate.effects import Controls, draws_of
 from mi_ablate.interventions import Ablate
+from mi_ablate.model import check_tokens
 from mi_ablate.replay import Replay
 from mi_ablate.subspace import Subspace
 
@@ -135,6 +137,8 @@ class Sweep:
 
 def check_pairs(clean: Int[Tensor, "n p"], corrupted: Int[Tensor, "m q"]) -> None:
     """Refuse prompts that are not pairs row by row."""
+    for tokens in (clean, corrupted):
+        check_tokens(tokens)
     if clean.shape != corrupted.shape:
         raise ValueError(
             f"clean {list(clean.shape)} and corrupted {list(corrupted.shape)} are not pairs: patching writes position by "
@@ -150,15 +154,23 @@ def positions_of(
         return (pos,)
     if isinstance(pos, str):
         if pos != "each":
-            raise ValueError(f"pos={pos!r}: 'each' for one position after another, an int, a list of ints, or None.")
+            raise ValueError(
+                f"pos={pos!r}: 'each' for one position after another, an int, a list of ints, Int[n], or None."
+            )
         shortest, longest = lengths_of(tokens, mask)
         if shortest == 0:
             raise ValueError("A row of attention_mask has no real token, so there is no position to patch.")
         return tuple(range(longest)) if shortest == longest else tuple(range(-shortest, 0))
-    chosen = tuple(int(p) for p in ([pos] if isinstance(pos, int) else pos))
-    if not chosen:
+    if isinstance(pos, Sequence) and not pos:
         raise ValueError("pos=[] chooses no position to patch.")
-    return chosen
+    where = plain(pos)
+    if isinstance(where, int):
+        return (where,)
+    if not isinstance(where, list):
+        raise ValueError(
+            f"pos={pos!r}: 'each' for one position after another, an int, a list of ints, Int[n], or None."
+        )
+    return tuple(where)
 
 
 def lengths_of(tokens: Int[Tensor, "n p"], mask: Tensor | None) -> tuple[int, int]:

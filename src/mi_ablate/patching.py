@@ -14,7 +14,8 @@ When it misleads. Accuracy and probability saturate: a place that moves the logi
 them at 1.0, so `logit_diff` is the metric to begin with. The numbers of the places do not add up to 1. What is written
 comes from another prompt, so a mixture may be off the model's own distribution; the same sweep with the source rows
 shuffled among the prompts (the default control) says how much any other prompt's activation does at that place: just as
-much, where all prompts have the same answer. A subspace patch can work through directions that the model does not use:
+much, where all prompts have the same answer; about 0.5, where the metric sets the two answers of a pair against each other
+and a third prompt gives neither. A subspace patch can work through directions that the model does not use:
 see `mi_ablate.dormancy`.
 """
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mi_ablate._places import short_names
 from mi_ablate.effects import Effect
 from mi_ablate.figures._style import GREY, PALETTE, faint, finish
 
@@ -28,7 +29,7 @@ def by_site(effects: Mapping[str, Effect], title: str | None = None) -> Any:
     if len(kinds) != 1:
         raise ValueError(f"by_site draws one metric with the same controls at each site; there are {len(kinds)} kinds.")
     metric, controls = kinds.pop()
-    x = list(effects)
+    x, axis = short_names(list(effects))
     figure = go.Figure()
     for i, name in enumerate(controls):
         means = [e.controls[name].mean(1) for e in found]
@@ -56,10 +57,12 @@ def by_site(effects: Mapping[str, Effect], title: str | None = None) -> Any:
         hover = f"<b>{name}</b><br>%{{x}}<br>{metric} %{{y:.4f}}<extra></extra>"
         figure.add_trace(go.Scatter(x=x, y=values, name=name, mode="lines+markers", line=line, hovertemplate=hover))
     figure.update_layout(
-        yaxis={"title": {"text": metric}, "zeroline": False}, xaxis={"type": "category", "automargin": True}
+        yaxis={"title": {"text": metric}, "zeroline": False},
+        xaxis={"type": "category", "automargin": True, "title": {"text": axis}},
     )
     figure.update_layout(legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"})
     margin = {"l": 60, "r": 15, "t": 40, "b": 60}
-    narrow = {"xaxis.tickfont.size": 9, "xaxis.tickangle": -90}
-    wide = {"xaxis.tickfont.size": 12, "xaxis.tickangle": 0 if len(x) < 5 else -45}
+    long = max(map(len, x)) > 4
+    narrow = {"xaxis.tickfont.size": 9, "xaxis.tickangle": -90 if long else 0}
+    wide = {"xaxis.tickfont.size": 12, "xaxis.tickangle": -45 if long and len(x) > 4 else 0}
     return finish(figure, title, height=400, margin=margin, wide=wide, narrow=narrow)
