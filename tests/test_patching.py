@@ -330,7 +330,7 @@ def test_what_cannot_be_patched_is_refused(model, pairs) -> None:
         patch(*own, pos=[0, 5])
     with pytest.raises(ValueError, match="pos='all': 'each' for one position after another, an int"):
         patch(*own, pos="all")
-    with pytest.raises(ValueError, match=r"pos=\[\] chooses no position to patch"):
+    with pytest.raises(ValueError, match=r"pos=\[\]: give an int, a slice, a list of ints, Int\[n\]"):
         patch(*own, pos=[])
     with pytest.raises(
         ValueError, match="pos='last': 'each' for one position after another, an int, a list of ints, Int"

@@ -161,8 +161,6 @@ def positions_of(
         if shortest == 0:
             raise ValueError("A row of attention_mask has no real token, so there is no position to patch.")
         return tuple(range(longest)) if shortest == longest else tuple(range(-shortest, 0))
-    if isinstance(pos, Sequence) and not pos:
-        raise ValueError("pos=[] chooses no position to patch.")
     where = plain(pos)
     if isinstance(where, int):
         return (where,)
