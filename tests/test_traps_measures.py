@@ -75,6 +75,7 @@ ROWS = [[10, 1, 2, 3], [10, 4], [10, 5, 6]]
 LAST = torch.tensor([3, 4, 6])
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("left", [True, False])
 def test_the_last_real_token_under_either_padding(left: bool) -> None:
     """-1 without the mask reads padding on the right; length - 1 without it reads a wrong token on the left."""
@@ -95,6 +96,7 @@ def test_the_last_real_token_under_either_padding(left: bool) -> None:
         collect(model, tokens, SITE, pos=lengths, attention_mask=mask)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("left", [True, False])
 def test_a_metric_reads_the_last_real_token(left: bool) -> None:
     """Without the mask an accuracy of 1.00 is measured as 0.33 under right padding: the padding is scored."""
@@ -144,6 +146,7 @@ def test_the_moments_of_an_effect_leave_padding_out() -> None:
 # Saturation
 
 
+@pytest.mark.compat
 def test_accuracy_is_at_its_ceiling_and_a_patch_seems_to_do_nothing() -> None:
     """Half of the vector moves the logit difference by half, and the accuracy by nothing."""
     model = reader()
