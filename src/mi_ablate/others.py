@@ -187,7 +187,9 @@ def interchange_basis(
 
 
 def _one(vector: Any, name: str, **about: Any) -> Subspace:
-    row = vector.detach() if isinstance(vector, Tensor) else torch.tensor(vector)  # a copy: others hold read-only arrays
+    row = (
+        vector.detach() if isinstance(vector, Tensor) else torch.tensor(vector)
+    )  # a copy: others hold read-only arrays
     row = row.double().cpu().flatten()
     source = {"method": "imported", **about, "sizes": [float(row.norm())]}
     return Subspace(Subspace.span(row).basis, name, source)
