@@ -351,7 +351,8 @@ def test_heat_holds_the_numbers_and_their_controls():
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-1, 1)
     assert figure.layout.coloraxis.colorscale[1] == (0.5, "#FFFFFF")
     assert trace.hovertext[1][0] == "<b>layer 1</b><br>0<br>normalised effect 1.750<br>shuffled 0.875"
-    assert trace.texttemplate == "%{z:.2f}"
+    assert trace.texttemplate == "%{z:.2f}%{text}"
+    assert trace.text[1][0] == "<br><i>0.88</i>", "the control below the number"
     assert figure.layout.title.text == "A title"
     assert list(figure.layout.yaxis.ticktext) == ["layer 0", "layer 1"]
     assert not figure.layout.updatemenus

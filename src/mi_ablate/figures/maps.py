@@ -37,7 +37,8 @@ def heat(
         tokens: the text at each column, written below its name.
         axes: titles of the rows and the columns.
         label: what the numbers are.
-        controls: by name, numbers to show beside each value, such as its control.
+        controls: by name, numbers to show beside each value, such as its control; the first stands below it, small, where
+            there are few cells.
         title: one sentence above the figure.
 
     Raises:
@@ -68,10 +69,11 @@ def heat(
         buttons = [{"label": n, "method": "restyle", "args": [_restyle(d)]} for n, d in zip(names, drawn)]
         row = menu(buttons)
         figure.update_layout(updatemenus=[row if len(names) <= _ROW_OF_BUTTONS else {**row, "type": "dropdown"}])
-    wide, narrow = _layouts(len(rows), columns, tokens, axes[1], label)
+    below = f"<br><i>below each: {_safe(next(iter(controls)))}</i>" if controls and len(columns) <= _WRITTEN else ""
+    wide, narrow = _layouts(len(rows), columns, tokens, axes[1] + below, label)
     top = 60 if len(names) > 1 else 35
     return finish(
-        figure, title, height=wide["height"], margin={"l": 60, "r": 15, "t": top, "b": 60}, wide=wide, narrow=narrow
+        figure, title, height=wide["height"], margin={"l": 60, "r": 15, "t": top, "b": 75}, wide=wide, narrow=narrow
     )
 
 
@@ -88,7 +90,7 @@ def _panel(
     """The numbers of one panel, with the text of each cell and that of the mouse over it."""
     z = values.detach().double().cpu().tolist()
     beside = {key: other[..., index].detach().double().cpu().tolist() for key, other in controls.items()}
-    hover = []
+    hover, first = [], next(iter(beside.values()), None)
     for i, row in enumerate(rows):
         line = []
         for j, column in enumerate(columns):
@@ -98,24 +100,29 @@ def _panel(
             line.append(f"<b>{_safe(row)}</b><br>{where}<br>{label} {z[i][j]:.3f}{extra}")
         hover.append(line)
     few = len(columns) <= _WRITTEN
-    return {"z": z, "hovertext": hover, "texttemplate": "%{z:.2f}" if few else "", "textfont": {"size": 11}}
+    under = [
+        ["" if first is None else f"<br><i>{round(first[i][j], 2) + 0.0:.2f}</i>" for j in range(len(columns))]
+        for i in range(len(rows))
+    ]
+    template = "%{z:.2f}%{text}" if few else ""
+    return {"z": z, "hovertext": hover, "text": under, "texttemplate": template, "textfont": {"size": 11}}
 
 
 def _restyle(panel: dict[str, Any]) -> dict[str, Any]:
-    return {"z": [panel["z"]], "hovertext": [panel["hovertext"]]}
+    return {"z": [panel["z"]], "hovertext": [panel["hovertext"]], "text": [panel["text"]]}
 
 
 def _layouts(
     rows: int, columns: Sequence[str], tokens: Sequence[str] | None, axis: str, label: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The colour bar right of the map; on a narrow screen words below it, fewer labels, and smaller ones."""
-    height = min(900, 140 + max(28 * rows, 130))
+    height = min(900, 140 + max(34 * rows, 130) + (20 if "<br>" in axis else 0))
     wide = {"height": height, "xaxis.title.text": axis, "xaxis.tickfont.size": 12, "yaxis.tickfont.size": 12}
     wide |= {"coloraxis.showscale": True, **_ticks(columns, tokens, most=60, short=_WRITTEN)}
-    words = f"{axis}<br>{label}: blue -1, white 0, orange 1"
+    words = f"{axis}<br>blue -1, white 0, orange 1"
     narrow = {"height": height + 40, "xaxis.title.text": words, "xaxis.tickfont.size": 10, "yaxis.tickfont.size": 10}
     narrow |= {"coloraxis.showscale": False, **_ticks(columns, tokens, most=24, short=4)}
-    return wide, {**narrow, "margin": {"l": 45, "r": 10, "t": 60, "b": 75}}
+    return wide, {**narrow, "margin": {"l": 45, "r": 10, "t": 60, "b": 95}}
 
 
 def _ticks(columns: Sequence[str], tokens: Sequence[str] | None, most: int, short: int) -> dict[str, Any]:
