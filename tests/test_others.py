@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +72,30 @@ def test_decoder_rows_keep_their_hook_name_and_order(old: bool) -> None:
     assert torch.allclose(s.basis[:, 0] * rows[5].double().norm(), rows[5].double(), atol=1e-6)
     [one] = others.sae_lens(sae(rows, old=old), [3]).values()
     assert torch.allclose(one.vector, rows[3].double(), atol=1e-6)
+
+
+def test_features_come_as_one_number_a_list_an_array_or_the_indices_of_topk() -> None:
+    rows = draw(8, D)
+    wanted = others.sae_lens(sae(rows), [5, 2])["blocks.0.hook_resid_post"]
+    for features in (torch.tensor([5, 2]), np.array([5, 2])):
+        found = others.sae_lens(sae(rows), features)["blocks.0.hook_resid_post"]
+        assert torch.equal(found.basis, wanted.basis)
+        assert json.dumps(found.source)
+    assert others.sae_lens(sae(rows), 5)["blocks.0.hook_resid_post"].source["features"] == [5]
+
+
+def test_a_layer_whose_class_means_are_equal_is_left_out_with_a_warning() -> None:
+    means = draw(1, 3, D)
+    means[0, 0] = 0  # a token of the template, before anything was read
+    with pytest.warns(UserWarning, match=r"No direction at layers \[0\]: the class means are equal there"):
+        assert list(others.refusal_direction(means)) == ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
+    with pytest.raises(ValueError, match="all of them are zero"):
+        others.refusal_direction(means, layer=0)
+
+
+def test_an_array_is_a_direction_too() -> None:
+    r = np.arange(1.0, 5.0)
+    assert torch.allclose(others.refusal_direction(r, layer=2)["blocks.2.hook_resid_pre"].vector, torch.tensor(r))
 
 
 def test_an_interchange_basis_has_columns() -> None:

@@ -1,9 +1,8 @@
 """Directions that other tools found, as `Subspace`s by hook name, with what each tool means by sign, site and layer.
 
-A vector alone does not say where it belongs: the same numbers, one layer or one site off, do something else
-(an adjacent-layer direction has a cosine of about 0.5; see the docs page on other tools). So every function here returns
-``{hook name: Subspace}``, and each subspace's ``source`` states the tool, the layer that the tool counted, the sign, and
-whether the length means anything.
+A vector alone does not say where it belongs: the same numbers, one layer or one site off, do something else. So every
+function here returns ``{hook name: Subspace}``, and each subspace's ``source`` states the tool, the layer that the tool
+counted, the sign, and whether the length means anything.
 
     tool                    "layer i" is                       hook name here               sign
     refusal_direction       the input of block i               blocks.i.hook_resid_pre      harmful minus harmless
@@ -17,7 +16,8 @@ When it misleads: directions are found in a model as it was loaded. In a model w
 they differ, and in another model (a fine-tune of the same width) nothing here can tell.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _LAYER_TYPES = {"decoder_block": "hook_resid_post", "self_attn": "hook_attn_out"
 
 
 def refusal_direction(
-    source: str | Path | Tensor,
+    source: Any,
     *,
     layer: int | None = None,
     pos: int | None = None,
@@ -43,8 +43,9 @@ def refusal_direction(
     """Return directions of andyrdt/refusal_direction (Arditi et al. 2024): its ``direction.pt`` or ``mean_diffs.pt``.
 
     Args:
-        source: the file, read with ``weights_only=True``, or its tensor: ``[d]``, or ``[pos, layer, d]`` where positions
-            are the last ones of the prompt.
+        source: the file, read with ``weights_only=True``, or its tensor or array: ``[d]``, or ``[pos, layer, d]`` where
+            positions are the last ones of the prompt. Of these, layers whose means are equal have no direction: they are
+            left out with a warning (layer 0 at a token of the template).
         layer: of a tensor ``[d]``: the block whose input it was read from (the repository writes it into
             ``direction_metadata.json``, which is read where it lies beside the file). Of ``[pos, layer, d]``: keep it alone.
         pos: of ``[pos, layer, d]``: which of the last positions, -1 by default.
@@ -55,6 +56,8 @@ def refusal_direction(
     layer = noted.get("layer") if layer is None else layer
     if tensor.ndim == 1 and layer is None:
         raise ValueError("A direction [d] does not say its layer: give layer=, the block whose input it was read from.")
+    if layer is not None and layer < 0:
+        raise IndexError(f"layer={layer}: the tool counts blocks from 0.")
     if tensor.ndim == 1:
         found = {int(layer): tensor}  # type: ignore[arg-type]
         pos = noted.get("pos") if pos is None else pos
@@ -70,6 +73,10 @@ def refusal_direction(
         found = {i: tensor[pos, i] for i in layers}
     else:
         raise ValueError(f"The tensor has shape {list(tensor.shape)}; [d] or [pos, layer, d] is expected.")
+    empty = [i for i, v in found.items() if not v.any()]
+    if empty and len(empty) < len(found):
+        warnings.warn(f"No direction at layers {empty}: the class means are equal there.", UserWarning, stacklevel=2)
+        found = {i: v for i, v in found.items() if i not in empty}
     about = {"from": "refusal_direction", "layer means": "the input of the block", "pos": pos}
     about |= {"sign": "harmful minus harmless", "length": "the difference of the means"}
     return _checked(
@@ -121,12 +128,12 @@ def repeng(vector: Any, *, model: HookedModel | None = None) -> dict[str, Subspa
     return _checked(spaces, model)
 
 
-def sae_lens(sae: Any, features: Sequence[int], *, model: HookedModel | None = None) -> dict[str, Subspace]:
+def sae_lens(sae: Any, features: Any, *, model: HookedModel | None = None) -> dict[str, Subspace]:
     """Return the span of decoder rows of an SAELens SAE, in the order given, at the SAE's own hook name.
 
     Args:
         sae: anything with ``W_dec`` ``[feature, d]`` and ``cfg.metadata.hook_name`` (or, in older versions, ``cfg.hook_name``).
-        features: which rows; rows that depend on earlier ones are an error, not a smaller rank.
+        features: which rows: a number, a list, or a tensor such as ``topk().indices``; rows that depend on earlier ones are an error, not a smaller rank.
         model: checks width and hook name.
 
     """
@@ -142,16 +149,16 @@ def sae_lens(sae: Any, features: Sequence[int], *, model: HookedModel | None = N
             f"The SAE reads all heads of {site} as one vector; the hook point has one for each head. "
             "Map its rows through W_O to the residual stream, and give them to Subspace.span."
         )
-    wrong = [f for f in features if not 0 <= f < len(rows)]
-    if wrong or not len(features):
-        raise IndexError(f"features {list(features)[:4]}: choose from 0 to {len(rows) - 1}.")
-    chosen = rows.detach()[list(features)].double().cpu()
-    span = Subspace.span(chosen, f"SAE features {list(features)[:4]}")
-    if span.rank < len(features):
-        raise ValueError(f"The {len(features)} decoder rows span {span.rank} directions only; leave out the copies.")
-    about: dict[str, Any] = {"method": "imported", "from": "SAELens", "features": list(features), "site": site}
+    numbers = [int(f) for f in torch.as_tensor(features).flatten()]
+    if not numbers or not all(0 <= f < len(rows) for f in numbers):
+        raise IndexError(f"features {numbers[:4]}: choose from 0 to {len(rows) - 1}.")
+    chosen = rows.detach()[numbers].double().cpu()
+    span = Subspace.span(chosen, f"SAE features {numbers[:4]}")
+    if span.rank < len(numbers):
+        raise ValueError(f"The {len(numbers)} decoder rows span {span.rank} directions only; leave out the copies.")
+    about: dict[str, Any] = {"method": "imported", "from": "SAELens", "features": numbers, "site": site}
     about |= {"sign": "an active feature adds its row", "layer": layer_of(site)}
-    if len(features) == 1:
+    if len(numbers) == 1:
         about["sizes"] = chosen.norm(dim=1).tolist()
     return _checked({site: Subspace(span.basis, span.name, about)}, model)
 
@@ -195,9 +202,9 @@ def _one(vector: Any, name: str, **about: Any) -> Subspace:
     return Subspace(Subspace.span(row).basis, name, source)
 
 
-def _read(source: str | Path | Tensor) -> tuple[Tensor, dict[str, Any]]:
-    if isinstance(source, Tensor):
-        return source, {}
+def _read(source: Any) -> tuple[Tensor, dict[str, Any]]:
+    if not isinstance(source, (str, Path)):
+        return torch.as_tensor(source), {}
     import json
 
     path = Path(source)
