@@ -47,6 +47,7 @@ ORDER = (
     ("arithmetic", "methods"),
     ("toys",),
     ("loading",),
+    ("_parts",),
     ("explained",),
     ("shown",),
     ("figures",),

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 import mi_ablate as mi
 from mi_ablate import Ablate, Add, Erase, Subspace, explain
-from models import tiny, tokens_for
+from models import BRIDGE_FAMILIES, family_bridge, has_bridge, tiny, tokens_for
 
 D, LAST = 16, "blocks.1.hook_resid_post"
 
@@ -22,22 +23,44 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def moved_logits(model: Any, v: Tensor) -> Tensor:
+    """How a small step along v moves the logits, measured at a point where it does not change the norm's scale."""
+    x = draw(len(v), seed=31)
+    x, v = x - x.mean(), v.double()
+    x = x - (x @ (v - v.mean())) / ((v - v.mean()) @ (v - v.mean())) * (v - v.mean())
+    x = x - (x @ v) / (v @ v) * v  # for norms that do not centre
+    weight = model.unembed.W_U
+    ends = [(5 * x + step * v).to(weight.dtype)[None, None] for step in (0.01, -0.01)]
+    with torch.no_grad():
+        up, down = (model.ln_final(end) if model.cfg.normalization_type else end for end in ends)
+        return ((up - down)[0, 0].double() @ weight.double()).cpu()
+
+
+def check_tokens(model: Any, tolerance: float) -> None:
+    d, v = model.cfg.d_model, model.unembed.W_U.shape[1]
+    s = Subspace.random(d, 1, seed=3)
+    site = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    [one] = explain(s, model, site=site, top=v, text=lambda ids: str(ids[0])).directions
+    z = moved_logits(model, s.basis[:, 0])
+    z = (z - z.mean()) / z.std()
+    said = {int(token): value for token, value in one.promotes}
+    assert torch.allclose(torch.tensor([said[i] for i in range(v)]).double(), z, atol=tolerance)
+    assert one.suppresses == one.promotes[::-1]
+
+
 @pytest.mark.compat
 @pytest.mark.parametrize("norm", ["LN", None])
 def test_the_tokens_promoted_are_those_whose_logits_rise(norm: str | None) -> None:
-    """Against the model itself: a small step along the direction, with the norm's scale kept, moves the same logits."""
-    model = tiny(norm=norm)
-    s = Subspace.random(D, 1, seed=3)
-    [one] = explain(s, model, site=LAST, top=11).directions
-    gain = model.ln_final.w if norm else torch.ones(D)
-    v = s.basis[:, 0]
-    rows = (v - v.mean() if norm else v) * gain.detach().double()
-    logits = rows @ model.unembed.W_U.detach().double()
-    said = {int(token): value for token, value in one.promotes}
-    assert [int(token) for token, _ in one.promotes] == logits.argsort(descending=True).tolist()
-    z = (logits - logits.mean()) / logits.std()
-    assert said == pytest.approx({i: float(z[i]) for i in range(11)}, abs=1e-5)
-    assert one.suppresses == one.promotes[::-1]
+    check_tokens(tiny(norm=norm), 1e-6)
+    check_tokens(tiny(norm=norm, d_model=15, n_heads=3), 1e-6)
+
+
+@pytest.mark.compat
+@pytest.mark.skipif(not has_bridge(), reason="needs TransformerBridge")
+@pytest.mark.parametrize("kind", BRIDGE_FAMILIES)
+def test_the_final_norms_gain_is_measured_as_families_store_it_differently(kind: str) -> None:
+    """Gemma's gain is 1 + w; reading w alone is off by up to 0.9 standard deviations."""
+    check_tokens(family_bridge(kind), 0.02)
 
 
 def test_the_mean_direction_is_invisible_to_a_layernorm_alone() -> None:
@@ -115,6 +138,77 @@ def test_additions_and_oblique_erasures_have_directions_too(model) -> None:
     assert erased.highest[0][1] == pytest.approx(float(read.max()))
 
 
+def test_a_negative_addition_promotes_what_the_positive_one_suppresses(model) -> None:
+    up, down = (explain(Add(draw(D), s).at(LAST), model).directions[0] for s in (2.0, -2.0))
+    assert [t for t, _ in up.promotes] == [t for t, _ in down.suppresses]
+    with pytest.raises(ValueError, match="No hook here has a subspace to describe"):
+        explain(Add(draw(D), 0.0).at(LAST), model)
+
+
+def test_an_edit_of_some_neurons_is_written_by_those_alone(model) -> None:
+    s = Subspace.random(2, 1, seed=4)
+    tokens = tokens_for(model)
+    [one] = explain(Ablate(s).at("blocks.1.mlp.hook_post", unit=[3, 17]), model, tokens=tokens, top=1).directions
+    row = s.basis[:, 0] @ model.blocks[1].mlp.W_out.detach()[[3, 17]]
+    assert close(one.promotes, explain(Subspace.span(row), model, site=LAST, top=1).directions[0].promotes)
+    acts = mi.collect(model, tokens, "blocks.1.mlp.hook_post")["blocks.1.mlp.hook_post"][:, [3, 17]]
+    assert one.highest[0][1] == pytest.approx(float((acts @ s.basis).max()))
+
+
+def test_of_several_stream_sites_the_inputs_are_read_at_the_last_residual(model) -> None:
+    tokens, s = tokens_for(model), Subspace.random(D, 1)
+    [one] = explain(Ablate(s).at(*mi.writers(model)), model, tokens=tokens, top=1).directions
+    assert one.read_at == LAST
+    assert one.highest[0][1] == pytest.approx(float(s.coords(mi.collect(model, tokens, LAST)[LAST]).max()))
+    assert f"largest in, read at {LAST}: " in str(explain(Ablate(s).at(*mi.writers(model)), model, tokens=tokens))
+
+
+def test_edits_that_differ_in_what_they_write_or_where_are_told_apart(model) -> None:
+    r = draw(D, 1)
+    two = Erase(draw(D, 1, seed=1), r).at("hook_embed") + Erase(draw(D, 1, seed=2), r).at(LAST)
+    assert len(explain(two, model).directions) == 2
+    s = Subspace.random(D, 1)
+    places = Ablate(s).at(LAST, pos=0) + Ablate(s).at("blocks.0.hook_resid_post", pos=-1)
+    assert len(explain(places, model).directions) == 2
+
+
+def test_what_has_no_direction_is_named(model) -> None:
+    hooks = Ablate(Subspace.random(D, 1)).at(LAST) + Ablate(None).at("hook_embed")
+    found = explain(hooks, model)
+    assert found.without == ("hook_embed",)
+    assert "(no direction to describe at hook_embed)" in str(found)
+
+
+def test_subspaces_are_compared_with_edits_and_edits_with_subspaces(model) -> None:
+    s = Subspace.random(D, 1)
+    hooks = Ablate(s).at(LAST)
+    assert explain(hooks, model, against={"s": s}).directions[0].cosines["s"][0] == pytest.approx(1)
+    assert explain(s, model, site=LAST, against={"hooks": hooks}).directions[0].cosines["hooks"][0] == pytest.approx(1)
+
+
+def test_chance_is_the_largest_of_as_many_gaussians(model) -> None:
+    [one] = explain(Subspace.random(D, 1), model, site=LAST).directions
+    draws = torch.randn(4000, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert one.chance == pytest.approx(float(draws.max(1).values.mean()), abs=0.05)
+    assert f"promotes (sd over tokens; chance {one.chance:.1f}): " in str(
+        explain(Subspace.random(D, 1), model, site=LAST)
+    )
+
+
+@pytest.mark.parametrize("site", ["blocks.1.hook_resid_pots", "blocks.9.hook_resid_post", "resid_post"])
+def test_a_site_that_is_no_hook_point_is_refused(model, site: str) -> None:
+    with pytest.raises(KeyError, match=r"No hook point matches|is a pattern, not the name of one hook point"):
+        explain(Subspace.random(D, 1), model, site=site)
+
+
+def test_padding_is_not_part_of_a_prompt(model) -> None:
+    tokens = tokens_for(model, n=4)
+    mask = torch.ones_like(tokens)
+    mask[:, :3] = 0
+    [one] = explain(Subspace.random(D, 1), model, site=LAST, tokens=tokens, attention_mask=mask, top=4).directions
+    assert {text for text, _ in one.highest} == {" ".join(map(str, row[3:].tolist())) for row in tokens}
+
+
 def test_a_tokenizer_writes_the_tokens(model) -> None:
     class Wrapped:
         cfg, hook_dict, unembed, ln_final, blocks = (
@@ -136,6 +230,11 @@ WRONG = {
     "whole vector": (lambda m: explain(Ablate(None).at(LAST), m), "No hook here has a subspace to describe"),
     "width": (lambda m: explain(Subspace.random(9, 1), m, site=LAST), "has width 9; the model's vectors at"),
     "neurons": (lambda m: explain(Subspace.random(9, 1), m, site="blocks.0.mlp.hook_post"), "width 9; the model's"),
+    "no place": (lambda m: explain(Ablate(Subspace.random(D, 1)), m), "does not say where it acts: explain.edit.at"),
+    "nothing to compare": (
+        lambda m: explain(Subspace.random(D, 1), m, site=LAST, against={"x": Ablate(None).at(LAST)}),
+        "No hook here has a subspace to compare with",
+    ),
     "nothing": (lambda m: explain(Subspace.random(D, 1), m, site=LAST, top=0), "top=0 and directions=3: at least 1"),
     "other width": (
         lambda m: explain(Subspace.random(D, 1), m, site=LAST, against={"x": Subspace.random(9, 1)}),

@@ -7,8 +7,8 @@ other. This is the direct path alone (nostalgebraist 2020, "the logit lens"); a 
 through later ones. Directions of a head or of neurons are mapped through W_O or W_out first.
 
 When it misleads: the largest of 50,000 Gaussian numbers is 4.2 standard deviations, so a random direction has "top tokens"
-too. Each value therefore comes in standard deviations over the vocabulary; near 4, the tokens mean nothing. A cosine of
-0.1 with a subspace of rank 8 of 768 dimensions is chance: sqrt(rank / d) stands beside each.
+too. Each value therefore comes in standard deviations over the vocabulary, beside the largest that chance gives for as many
+tokens. A cosine of 0.1 with a subspace of rank 8 of 768 dimensions is chance: sqrt(rank / d) stands beside each.
 """
 
 import math
@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_ablate import _parts
+from mi_ablate._parts import Part, parts_of
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.interventions import Ablate, Add, Erase, Intervention, Placed, Rotate
-from mi_ablate.model import collect, layer_of
+from mi_ablate.model import collect
 from mi_ablate.subspace import Subspace
 
 Named = tuple[str, float]
@@ -40,8 +41,12 @@ class Direction:
     promotes: tuple[Named, ...] = ()
     """Tokens that it pushes up most, in standard deviations over the vocabulary; empty where no path to W_U is known."""
     suppresses: tuple[Named, ...] = ()
+    chance: float | None = None
+    """The largest of as many Gaussian numbers as there are tokens, in standard deviations."""
     invisible: float | None = None
     """The share of its squared length on the mean over coordinates, which a LayerNorm removes; None for other norms."""
+    read_at: str = ""
+    """Where the coordinates of the inputs were read."""
     highest: tuple[Named, ...] = ()
     """Inputs with the largest coordinates."""
     lowest: tuple[Named, ...] = ()
@@ -52,14 +57,16 @@ class Direction:
         """Return the description, one fact a line."""
         where = self.sites[0] if len(self.sites) == 1 else f"{self.sites[0]} and {len(self.sites) - 1} more sites"
         out = [f"direction {self.number + 1} of {self.rank}{f' ({self.name})' if self.name else ''} at {where}"]
-        for label, pairs, unit in (
-            ("promotes", self.promotes, " sd"),
-            ("suppresses", self.suppresses, " sd"),
-            ("largest in", self.highest, ""),
-            ("smallest in", self.lowest, ""),
+        by_chance = "" if self.chance is None else f" (sd over tokens; chance {self.chance:.1f})"
+        at = "" if self.sites == (self.read_at,) else f", read at {self.read_at}"
+        for label, pairs in (
+            (f"promotes{by_chance}", self.promotes),
+            (f"suppresses{by_chance}", self.suppresses),
+            (f"largest in{at}", self.highest),
+            (f"smallest in{at}", self.lowest),
         ):
             if pairs:
-                out.append(f"  {label}: " + ", ".join(f"{text!r} {value:+.2f}{unit}" for text, value in pairs))
+                out.append(f"  {label}: " + ", ".join(f"{text!r} {value:+.2f}" for text, value in pairs))
         if self.invisible is not None and self.invisible > 0.01:
             out.append(f"  {self.invisible:.0%} of it lies on the mean over coordinates, which LayerNorm removes")
         for other, (cosine, chance) in (self.cosines or {}).items():
@@ -74,6 +81,8 @@ class Explanation:
     directions: tuple[Direction, ...]
     left_out: int
     """Directions that were not described."""
+    without: tuple[str, ...] = ()
+    """Sites of edits that have no direction: whole vectors, values one an example, plain functions."""
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a direction, its lists as text."""
@@ -97,8 +106,11 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [line for one in self.directions for line in one.lines()]
-        more = [f"({self.left_out} more directions; ask for them with directions=)"] if self.left_out else []
-        return "\n".join([*lines, *more])
+        if self.left_out:
+            lines.append(f"({self.left_out} more directions; ask for them with directions=)")
+        if self.without:
+            lines.append(f"(no direction to describe at {', '.join(dict.fromkeys(self.without))})")
+        return "\n".join(lines)
 
 
 def explain(
@@ -118,8 +130,9 @@ def explain(
     Args:
         edit: ``edit.at(...)``, what `mi_ablate.load` returns, or a `Subspace`.
         model: the model that it belongs to.
-        site: of a `Subspace`: where it lies; its source's "site" by default.
-        tokens: prompts whose coordinates are compared, at the edit's own position (the last where it has none, or many).
+        site: of a `Subspace`: the hook point where it lies; its source's "site" by default.
+        tokens: prompts whose coordinates are compared, at the edit's own position where it has one for each prompt, else
+            at the last. Of an edit at several sites of the stream they are read at the last residual.
         attention_mask: 1 for real tokens.
         text: token ids to text, for tokens (one id) and prompts; the model's tokenizer, or the ids, by default.
         against: other edits or subspaces by name; those of another width are an error.
@@ -127,85 +140,37 @@ def explain(
         directions: how many leading directions of each subspace to describe.
 
     Raises:
-        ValueError: nothing to describe, a width that the model has not, or no site.
+        ValueError: nothing to describe, a width that the model has not, no site, positions for other prompts.
+        KeyError: a site that the model has not.
 
     """
     if top < 1 or directions < 1:
         raise ValueError(f"top={top} and directions={directions}: at least 1 of each.")
-    others = {
-        name: _bases(other, site if isinstance(other, Subspace) else None) for name, other in (against or {}).items()
-    }
+    others = {name: _parts.spaces_of(other) for name, other in (against or {}).items()}
     write = text or _writer(model)
     found, left_out = [], 0
-    for part in _bases(edit, site):
-        logits, invisible = _logits(model, part, part.space.basis[:, :directions])
+    parts, without = parts_of(edit, model, site)
+    for part in parts:
+        logits, invisible = _logits(model, part, directions)
         coords = None if tokens is None else _coordinates(model, tokens, attention_mask, part, directions)
         for i in range(min(directions, part.space.rank)):
-            tops = ((), ()) if logits is None else _ends(logits[i], top, lambda t: write([t]))
-            ends = ((), ()) if coords is None else _ends(coords[:, i], top, lambda n: write(tokens[n].tolist()))  # type: ignore[index]
-            q = part.space.basis[:, i]
-            found.append(
-                Direction(
-                    part.sites, i, part.space.rank, part.space.name, *tops, invisible[i], *ends, _cosines(q, others)
-                )
-            )
+            q = part.space.basis[:, i].cpu()
+            facts: dict[str, Any] = {"invisible": invisible[i], "cosines": _cosines(q, others)}
+            if logits is not None:
+                facts["promotes"], facts["suppresses"] = _ends(logits[i], top, lambda t: write([t]))
+                facts["chance"] = float(torch.special.ndtri(torch.tensor(0.5264 ** (1 / logits.shape[1])).double()))
+            if tokens is not None and coords is not None:
+                ends = _ends(coords[:, i], top, lambda n: write(_real(tokens, attention_mask, n)))
+                facts |= {"highest": ends[0], "lowest": ends[1], "read_at": _parts.read_at(part, model)}
+            found.append(Direction(part.sites, i, part.space.rank, part.space.name, **facts))
         left_out += max(0, part.space.rank - directions)
-    return Explanation(tuple(found), left_out)
+    return Explanation(tuple(found), left_out, without)
 
 
-@dataclass(frozen=True)
-class _Part:
-    sites: tuple[str, ...]
-    space: Subspace
-    """What is read: its coordinates are those of the inputs."""
-    written: Subspace
-    """What is written, which is what the logits see; another basis only for oblique erasure."""
-    pos: Any = -1
-    head: int | None = None
-
-
-def _bases(edit: FwdHooks | Subspace, site: str | None) -> list[_Part]:
-    if isinstance(edit, Subspace):
-        where = site or edit.source.get("site")
-        if where is None:
-            raise ValueError("The subspace does not say where it lies: give site=, such as 'blocks.0.hook_resid_post'.")
-        return [_Part((where,), edit, edit, edit.source.get("pos", -1), edit.source.get("head"))]
-    if site is not None:
-        raise ValueError("site= is for a Subspace; hooks name their own sites.")
-    parts: list[_Part] = []
-    for name, hook in edit:
-        pair = _read_and_written(hook.intervention) if isinstance(hook, Placed) else None
-        if pair is None:
-            continue
-        head = hook.head if isinstance(hook.head, int) else None  # type: ignore[attr-defined]
-        pos = hook.pos if isinstance(hook.pos, (int, Tensor)) else -1  # type: ignore[attr-defined]
-        for i, part in enumerate(parts):
-            if part.head == head and torch.equal(part.space.basis, pair[0].basis):
-                parts[i] = _Part((*part.sites, name), part.space, part.written, part.pos, head)
-                break
-        else:
-            parts.append(_Part((name,), *pair, pos, head))
-    if not parts:
-        raise ValueError("No hook here has a subspace to describe: whole-vector edits and plain functions have none.")
-    return parts
-
-
-def _read_and_written(edit: Intervention) -> tuple[Subspace, Subspace] | None:
-    if isinstance(edit, (Ablate, Rotate)) and edit.subspace is not None:
-        return edit.subspace, edit.subspace
-    if isinstance(edit, Erase):
-        return Subspace.span(edit.reader.T, "reader"), Subspace.span(edit.writer.T, "writer")
-    if isinstance(edit, Add) and edit.vector.ndim == 1 and edit.vector.any():
-        return (Subspace.span(edit.vector, "added"),) * 2
-    return None
-
-
-def _logits(
-    model: Any, part: _Part, basis: Float[Tensor, "d k"]
-) -> tuple[Float[Tensor, "k v"] | None, list[float | None]]:
+def _logits(model: Any, part: Part, directions: int) -> tuple[Float[Tensor, "k v"] | None, list[float | None]]:
     """Effect on the logits, in standard deviations over tokens, and the share that a LayerNorm does not see."""
-    k = basis.shape[1]
-    rows = _to_stream(model, part, part.written.basis[:, :k])
+    rows = _parts.to_stream(model, part, directions)
+    k = min(directions, part.space.rank)
     if rows is None:
         return None, [None] * k
     weight = model.unembed.W_U.detach().to("cpu", torch.float64)
@@ -216,66 +181,65 @@ def _logits(
         lost = (mean**2 * rows.shape[1]).flatten() / (rows**2).sum(1).clamp(min=1e-300)
         invisible = [float(share) for share in lost]
         rows = rows - mean
-    gain = getattr(getattr(model, "ln_final", None), "w", None)
-    gain = getattr(getattr(model, "ln_final", None), "weight", None) if gain is None else gain
-    if isinstance(gain, Tensor):
-        rows = rows * gain.detach().to("cpu", torch.float64)
-    logits = rows @ weight
+    logits = (rows * _gain(model)) @ weight
     logits = logits - logits.mean(1, keepdim=True)
     return logits / logits.std(1, keepdim=True).clamp(min=1e-300), invisible
 
 
-def _to_stream(model: Any, part: _Part, basis: Float[Tensor, "d k"]) -> Float[Tensor, "k d_model"] | None:
-    """The rows that a direction writes to the residual stream; None where no weight says it."""
-    site = part.sites[0]
-    layer, d = layer_of(site), basis.shape[0]
-    last = site.rpartition(".")[2]
-    if last in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out") or (
-        layer is None and last in ("hook_embed", "hook_pos_embed")
-    ):
-        if d != model.cfg.d_model:
-            raise ValueError(f"The direction has width {d}; the model's vectors at {site} have {model.cfg.d_model}.")
-        return basis.T
-    if last == "hook_z" and part.head is not None:
-        weight = model.blocks[layer].attn.W_O[part.head]
-    elif site.endswith("mlp.hook_post"):
-        weight = model.blocks[layer].mlp.W_out
-    else:
-        return None
-    if d != weight.shape[0]:
-        raise ValueError(f"The direction has width {d}; the model's vectors at {site} have {weight.shape[0]}.")
-    return basis.T @ weight.detach().to("cpu", torch.float64)
+def _gain(model: Any) -> Float[Tensor, " d"]:
+    """The final norm's gain up to a factor, measured: families store it as w, 1 + w, or folded away."""
+    norm = getattr(model, "ln_final", None)
+    d = model.cfg.d_model
+    if norm is None or getattr(model.cfg, "normalization_type", None) is None:
+        return torch.ones(d, dtype=torch.float64)
+    x = torch.ones(d).index_fill(0, torch.arange(1, d, 2), -1.0)
+    if d % 2:
+        x[-3:] = torch.tensor([1.0, 1.0, -2.0])
+    weight = model.unembed.W_U
+    probe = x.to(weight.device, weight.dtype)[None, None]
+    with torch.no_grad():
+        odd = (norm(probe) - norm(-probe))[0, 0].to("cpu", torch.float64) / 2  # a bias cancels
+    return odd / x.double()
 
 
 def _coordinates(
-    model: HookedModel, tokens: Tensor, mask: Tensor | None, part: _Part, directions: int
+    model: HookedModel, tokens: Tensor, mask: Tensor | None, part: Part, directions: int
 ) -> Float[Tensor, "n k"] | None:
-    site = part.sites[-1]
-    pos = part.pos if not isinstance(part.pos, Tensor) or len(part.pos) == len(tokens) else -1
+    site = _parts.read_at(part, model)
+    pos = part.pos if isinstance(part.pos, int) or (isinstance(part.pos, Tensor) and part.pos.ndim == 1) else -1
+    if isinstance(pos, Tensor) and pos.dtype == torch.bool:
+        pos = -1
     acts = collect(model, tokens, site, pos=pos, attention_mask=mask)[site].double().cpu()
     if acts.ndim == 3:
         if part.head is None:
             return None
         acts = acts[:, part.head]
-    return part.space[: min(directions, part.space.rank)].coords(acts)
+    acts = acts if part.unit is None else acts[:, part.unit]
+    k = min(directions, part.space.rank)
+    return acts @ part.space.basis[:, :k].cpu()
+
+
+def _real(tokens: Tensor, mask: Tensor | None, row: int) -> list[int]:
+    """The tokens of a prompt without its padding."""
+    return tokens[row].tolist() if mask is None else tokens[row][mask[row].bool()].tolist()
 
 
 def _ends(
     values: Float[Tensor, " n"], top: int, name: Callable[[int], str]
 ) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
     order = values.argsort(descending=True, stable=True).tolist()
-    up, down = order[: min(top, len(order))], order[::-1][: min(top, len(order))]
+    up, down = order[:top], order[::-1][:top]
     return tuple((name(i), float(values[i])) for i in up), tuple((name(i), float(values[i])) for i in down)
 
 
-def _cosines(q: Float[Tensor, " d"], others: Mapping[str, list[_Part]]) -> dict[str, tuple[float, float]]:
+def _cosines(q: Float[Tensor, " d"], others: Mapping[str, list[Subspace]]) -> dict[str, tuple[float, float]]:
     found = {}
-    for name, parts in others.items():
-        fitting = [part.written for part in parts if part.written.d == len(q)]
+    for name, spaces in others.items():
+        fitting = [space for space in spaces if space.d == len(q)]
         if not fitting:
-            raise ValueError(f"{name} has directions of width {parts[0].written.d}; this one has width {len(q)}.")
+            raise ValueError(f"{name} has directions of width {spaces[0].d}; this one has width {len(q)}.")
         for number, space in enumerate(fitting):
-            inside = space.basis.T @ q
+            inside = space.basis.cpu().T @ q
             cosine = float(inside[0]) if space.rank == 1 else float(inside.norm())
             label = name if len(fitting) == 1 else f"{name} ({number + 1})"
             found[label] = (cosine, math.sqrt(space.rank / space.d))

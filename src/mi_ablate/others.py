@@ -133,7 +133,8 @@ def sae_lens(sae: Any, features: Any, *, model: HookedModel | None = None) -> di
 
     Args:
         sae: anything with ``W_dec`` ``[feature, d]`` and ``cfg.metadata.hook_name`` (or, in older versions, ``cfg.hook_name``).
-        features: which rows: a number, a list, or a tensor such as ``topk().indices``; rows that depend on earlier ones are an error, not a smaller rank.
+        features: which rows: a number, a list, or a tensor such as ``topk().indices``; rows that depend on earlier ones
+            are an error, not a smaller rank.
         model: checks width and hook name.
 
     """
