@@ -139,7 +139,9 @@ def _squares(
     ks: list[int], phases: Float[Tensor, " f"], kind: str, generator: torch.Generator
 ) -> tuple[Float[Tensor, "units four_f"], Float[Tensor, "units two_f"]]:
     """What each squared unit reads (of cos, sin of a, then of b) and writes (to cos, sin of a + b)."""
-    wide, reads, writes = 2 * len(ks), [], []
+    wide = 2 * len(ks)
+    reads: list[Tensor] = []
+    writes: list[Tensor] = []
 
     def unit(read: dict[int, float], write: dict[int, float]) -> None:
         for rows, entries, width in ((reads, read, 2 * wide), (writes, write, wide)):
