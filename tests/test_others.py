@@ -124,6 +124,11 @@ WRONG = {
         r"shape \[2, 16\]; \[d\] or \[pos, layer, d\] is expected",
     ),
     "position": (lambda: others.refusal_direction(draw(2, 3, D), pos=0), IndexError, "the last 2 positions, -2 to -1"),
+    "negative layer": (
+        lambda: others.refusal_direction(draw(D), layer=-1),
+        IndexError,
+        "layer=-1: the tool counts blocks from 0",
+    ),
     "layer": (
         lambda: others.refusal_direction(draw(2, 3, D), layer=3),
         IndexError,
