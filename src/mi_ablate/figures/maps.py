@@ -71,10 +71,8 @@ def heat(
         figure.update_layout(updatemenus=[row if len(names) <= _ROW_OF_BUTTONS else {**row, "type": "dropdown"}])
     below = f"<br><i>below each: {_safe(next(iter(controls)))}</i>" if controls and len(columns) <= _WRITTEN else ""
     wide, narrow = _layouts(len(rows), columns, tokens, axes[1] + below, label)
-    top = 60 if len(names) > 1 else 35
-    return finish(
-        figure, title, height=wide["height"], margin={"l": 60, "r": 15, "t": top, "b": 75}, wide=wide, narrow=narrow
-    )
+    margin = {"l": 60, "r": 15, "t": 60 if len(names) > 1 else 35, "b": 75}
+    return finish(figure, title, height=wide["height"], margin=margin, wide=wide, narrow=narrow)
 
 
 def _panel(
