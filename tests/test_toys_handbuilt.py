@@ -48,10 +48,12 @@ def test_gromovs_network_answers_with_all_frequencies():
 
 @pytest.mark.parametrize("kind", ["clock", "pizza", "gromov"])
 def test_the_embedding_holds_the_planted_frequencies_alone(kind):
-    found = spectrum(grid(toys.analytic(97, KS, kind)).embedding)
-    assert sorted(found.top(5)) == KS
-    for k in KS:
-        assert found.share(k) == pytest.approx(0.2, abs=1e-6)
+    toy = toys.analytic(97, KS, kind)
+    found, radii = spectrum(grid(toy).embedding), toy.card["analytic"]["radii"]
+    assert found.top(5) == KS
+    assert radii[0] / radii[-1] == pytest.approx(5 / 3)
+    for k, r in zip(KS, radii):
+        assert found.share(k) == pytest.approx(r**2 / sum(x**2 for x in radii), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["clock", "pizza"])
@@ -81,7 +83,9 @@ def test_gradients_are_those_of_a_product_or_of_a_sum():
     clock, pizza = (toys.analytic(p, ks, kind) for kind in ("clock", "pizza"))
     cosine = torch.cosine_similarity(*gradients(clock)).reshape(p, p)
     i = torch.arange(p, dtype=torch.float64)
-    want = sum(torch.cos(2 * math.pi * k * (i[:, None] - i) / p) for k in ks) / len(ks)
+    sizes = [r**-2 for r in clock.card["analytic"]["radii"]]
+    lines = [s * torch.cos(2 * math.pi * k * (i[:, None] - i) / p) for k, s in zip(ks, sizes)]
+    want = sum(lines) / sum(sizes)
     assert (cosine - want).abs().max() < 1e-3
     a, b = gradients(pizza)
     assert (a - b).abs().max() < 1e-5 * a.abs().max()

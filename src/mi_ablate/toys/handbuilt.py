@@ -1,7 +1,9 @@
 """Transformers whose algorithm for modular addition is written by hand: ground truth for every measure, without training.
 
-Number a is embedded as z_a = e^(i(w_k a + f_k)) for each frequency k, w_k = 2πk/p, f_k a phase drawn from the seed. Attention
-copies operands to the last position by position alone, GELU neurons compute squares, and W_U reads the answer's angle:
+Number a is embedded as r_k z_a, z_a = e^(i(w_k a + f_k)), for each frequency k: w_k = 2πk/p, f_k a phase drawn from the seed,
+radii r_k falling from 1 to 0.6 in the order of the frequencies, so that no two circles have one size (principal components
+would mix them). Attention copies z of the operands to the last position by position alone, GELU neurons compute squares,
+and W_U reads the answer's angle:
 
 - "clock" (Nanda et al. 2023, arXiv 2301.05217): head 0 copies a, head 1 copies b; the MLP computes z_a z_b exactly, so
   logit_c = S Σ_k cos w_k(a + b - c).
@@ -36,6 +38,8 @@ KINDS = ("clock", "pizza", "gromov")
 SCALE = 20.0
 """S: the size of one frequency's cosine in the logits."""
 _EPSILON, _SHARP, _BIAS = 0.05, 60.0, 0.005
+_SMALLEST = 0.6
+"""Radius of the last frequency's circle in the embedding."""
 _SIGNS = ((1, 16), (-1, 16), (2, -1), (-2, -1))
 """Input scale (in units of ε) and output weight of the four neurons of a square."""
 _UNITS = 512
@@ -45,12 +49,13 @@ _UNITS = 512
 def analytic(modulus: int, frequencies: Sequence[int], kind: str = "clock", seed: int = 0) -> Toy:
     """Return a hand-built one-layer transformer on (a + b) mod p, prompts ``a b =``, with nothing trained.
 
-    ``card["analytic"]`` holds the kind, the frequencies, the phase f_k of each and the seed; ``train`` is None.
+    ``card["analytic"]`` holds the kind, the frequencies, the phase f_k and the radius r_k of each, and the seed; ``train`` is
+    None.
 
     Args:
         modulus: p, at least 3.
-        frequencies: different whole numbers from 1 to (p - 1) // 2. Four or five reach accuracy 1 at p = 97 and 113; Gromov's
-            network is usually given all of them.
+        frequencies: different whole numbers from 1 to (p - 1) // 2, the one with the most energy first. Four or five reach
+            accuracy 1 at p = 97 and 113; Gromov's network is usually given all of them.
         kind: "clock", "pizza" or "gromov".
         seed: of the phases, of the small output bias and of Gromov's units.
 
@@ -63,8 +68,14 @@ def analytic(modulus: int, frequencies: Sequence[int], kind: str = "clock", seed
     phases = 2 * torch.pi * torch.rand(len(ks), generator=generator, dtype=torch.float64)
     reads, writes = _squares(ks, phases, kind, generator)
     config = _config(modulus, len(ks), len(_SIGNS) * len(reads))
-    state = _copies(config, ks, phases, kind) | _mlp(config, reads, writes) | _output(config, ks, phases, generator)
-    what: dict[str, Any] = {"kind": kind, "frequencies": ks, "phases": phases.tolist(), "seed": seed}
+    radii = _SMALLEST ** torch.linspace(0, 1, len(ks), dtype=torch.float64)
+    state = (
+        _copies(config, _angles(modulus, ks, phases), radii.repeat_interleave(2), kind)
+        | _mlp(config, reads, writes)
+        | _output(config, ks, phases, generator)
+    )
+    what: dict[str, Any] = {"kind": kind, "frequencies": ks, "phases": phases.tolist(), "radii": radii.tolist()}
+    what["seed"] = seed
     card = {"format": "analytic", "name": f"{kind}{modulus}", "config": config.to_dict(), "analytic": what}
     return Toy(
         model=build(config, {name: tensor.float() for name, tensor in state.items()}),
@@ -110,19 +121,19 @@ def _angles(modulus: int, ks: list[int], phases: Float[Tensor, " f"]) -> Float[T
 
 
 def _copies(
-    config: ToyConfig, ks: list[int], phases: Float[Tensor, " f"], kind: str
+    config: ToyConfig, circles: Float[Tensor, "p two_f"], radii: Float[Tensor, " two_f"], kind: str
 ) -> dict[str, Float[Tensor, "..."]]:
     """Embeddings, and heads that look at positions alone: one at a and one at b, or both everywhere (pizza)."""
-    d, wide, f = config.d_model, 2 * len(ks), torch.float64
+    d, wide, f = config.d_model, len(radii), torch.float64
     embed = torch.zeros(config.d_vocab, d, dtype=f)
-    embed[: config.modulus, :wide] = _angles(config.modulus, ks, phases)
+    embed[: config.modulus, :wide] = circles * radii
     position = torch.zeros(3, d, dtype=f)
     position[torch.arange(3), d - 4 + torch.arange(3)] = 1
     query, key, value = (torch.zeros(2, d, config.d_head, dtype=f) for _ in range(3))
     out = torch.zeros(2, config.d_head, d, dtype=f)
     read = torch.arange(wide)
     for head in range(2):
-        value[head, read, read] = 1
+        value[head, read, read] = 1 / radii
         if kind == "pizza":  # a third on each of a, b and =, and the value of = is zero
             out[head, read, read] = 1.5
             continue
