@@ -2,9 +2,27 @@
 
 from mi_ablate.modular.bases import FourierBasis
 from mi_ablate.modular.characters import discrete_log, primitive_root
+from mi_ablate.modular.clock_pizza import (
+    Circularity,
+    QShare,
+    circularity,
+    distance_irrelevance,
+    isolated_circles,
+    q_share,
+)
 from mi_ablate.modular.cosines import CosineShare, cosine_share
+from mi_ablate.modular.gradients import Symmetricity, gradient_symmetricity, published_triples
 from mi_ablate.modular.grids import Grid, grid
 from mi_ablate.modular.keys import RULES, Keys, generalised, key_frequencies
+from mi_ablate.modular.losses import (
+    Loss,
+    excluded_each,
+    excluded_loss,
+    full_loss,
+    progress_losses,
+    restricted_loss,
+    trig_loss,
+)
 from mi_ablate.modular.neurons import Neurons, explained, neuron_frequencies
 from mi_ablate.modular.spectra import (
     Spectrum,
@@ -19,31 +37,51 @@ from mi_ablate.modular.spectra import (
     spectrum2,
     unembedding_spectrum,
 )
+from mi_ablate.modular.verdicts import Verdict, shuffled_measures, verdict
 
 __all__ = [
     "RULES",
+    "Circularity",
     "CosineShare",
     "FourierBasis",
     "Grid",
     "Keys",
+    "Loss",
     "Neurons",
+    "QShare",
     "Spectrum",
     "Spectrum2",
+    "Symmetricity",
+    "Verdict",
+    "circularity",
     "cosine_share",
     "discrete_log",
+    "distance_irrelevance",
     "embedding_spectrum",
+    "excluded_each",
+    "excluded_loss",
     "explained",
+    "full_loss",
     "generalised",
     "gini",
+    "gradient_symmetricity",
     "grid",
+    "isolated_circles",
     "key_frequencies",
     "logit_spectrum",
     "neuron_frequencies",
     "neuron_logit_spectrum",
     "neuron_spectrum",
     "primitive_root",
+    "progress_losses",
+    "published_triples",
+    "q_share",
     "random_top_share",
+    "restricted_loss",
+    "shuffled_measures",
     "spectrum",
     "spectrum2",
+    "trig_loss",
     "unembedding_spectrum",
+    "verdict",
 ]
