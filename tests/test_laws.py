@@ -414,3 +414,30 @@ def test_examples_align_on_the_left_even_when_positions_are_as_many() -> None:
     x = draw(N, N, D, seed=26)
     assert torch.equal(Ablate(None, ROWS)(x), ROWS[:, None].expand_as(x))
     assert torch.allclose(Add(MEAN, EACH)(x) - x, (EACH * MEAN)[:, None].expand_as(x), atol=1e-12)
+
+
+NAN, INFINITE = torch.tensor([float("nan")] + [0.0] * (D - 1)), torch.tensor([float("inf")] + [0.0] * (D - 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: Ablate(SPAN, NAN), "Ablate: to holds 1 values"),
+        (lambda: Ablate(SPAN, INFINITE), "Ablate: to holds 1 values"),
+        (lambda: Ablate(None, NAN), "Ablate: to holds 1 values"),
+        (lambda: Ablate(SPAN, strength=float("nan")), "Ablate: strength holds 1 values"),
+        (lambda: Ablate(SPAN, gate=torch.tensor([float("inf")])), "Ablate: gate holds 1 values"),
+        (lambda: Add(INFINITE), "Add: vector holds 1 values"),
+        (lambda: Rotate(PLANES, float("nan")), "Rotate: angle holds 1 values"),
+        (lambda: Rotate(PLANES, 0.3, centre=NAN), "Rotate: centre holds 1 values"),
+        (lambda: Erase(W, R * float("nan")), "Erase: reader holds 16 values"),
+    ],
+)
+def test_an_edit_that_is_not_finite_is_refused_where_it_is_made(make: Callable[[], object], what: str) -> None:
+    with pytest.raises(ValueError, match=f"{what} that are NaN or infinite; every activation would be"):
+        make()
+
+
+def test_masked_scores_of_another_run_may_be_infinite() -> None:
+    x = example()
+    assert torch.equal(Ablate(None, -INFINITE.double())(x)[0, 0], -INFINITE.double())

@@ -150,6 +150,29 @@ def test_truncated_and_hostile_files_are_one_clear_error(tmp_path, model, conten
         mi.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"basis": torch.ones(16, 2)}, "not orthonormal"),
+        ({"basis": torch.eye(16)[:, :1], "operation": "Rotate"}, "usable hooks"),
+        ({"basis": torch.eye(9)[:, :2]}, "its last axis must be d = 9"),
+        ({"basis": torch.full((16, 2), float("nan"))}, "NaN or infinite"),
+        ({"basis": torch.eye(16)}, None),
+    ],
+)
+def test_a_card_that_disagrees_with_its_tensors_is_refused(tmp_path, change, message):
+    entry = {"site": "blocks.0.hook_resid_post", "operation": change.get("operation", "Ablate"), "when": "all"}
+    entry |= {"pos": None, "head": None, "unit": None, "per_example": False}
+    values = {"subspace": {"subspace": "a", "name": ""}, "to": {"tensor": "b"}, "strength": 1.0, "keep": False}
+    card = {"format": "mi_ablate interventions 1", "hooks": [{**entry, "values": {**values, "gate": None}}]}
+    path = _files.write(tmp_path / "x.safetensors", {"a": change["basis"].double(), "b": torch.zeros(16)}, card)
+    if message is None:
+        assert mi.load(path)[0][1].intervention.rank == 16
+        return
+    with pytest.raises(mi.ArtefactError, match=message):
+        mi.load(path)
+
+
 def test_a_truncated_artefact_is_refused(tmp_path, model):
     path = mi.save(tmp_path / "x.safetensors", HOOKS["zero"], mi.Card.of(model, "x"))
     path.write_bytes(path.read_bytes()[:-20])

@@ -214,7 +214,7 @@ def test_a_failure_half_way_ties_again_and_restores_every_weight(failing):
         before = state_of(model)
         hooks = mi.Ablate(S).at(*mi.writers(model)) + mi.Rotate(S[:2], 0.3).at(mi.writers(model)[0])
         name, _ = hooks[failing]
-        [bad] = mi.Erase(S.basis, S.basis, gate=float("nan")).at(name)
+        [bad] = mi.Erase(S.basis * 1e200, S.basis * 1e200).at(name)  # finite, but their product is not
         hooks[failing] = bad
         with pytest.raises(ValueError, match="weights that are NaN or infinite"):
             mi.bake_(model, hooks, untie=True)
@@ -292,11 +292,10 @@ def test_half_precision_weights_are_edited_in_float64_and_rounded_once():
 
 
 def test_an_edit_that_is_not_finite_is_refused(any_model):
-    vector = VECTOR.clone()
-    vector[2] = torch.inf
     before = state_of(any_model)
+    too_large = mi.Add(VECTOR * 1e200, 1e200)  # finite, but their product is not
     with pytest.raises(ValueError, match="weights that are NaN or infinite"):
-        mi.bake_(any_model, mi.Add(vector).at("blocks.0.hook_mlp_out", "hook_embed"))
+        mi.bake_(any_model, too_large.at("blocks.0.hook_mlp_out", "hook_embed"))
     assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
 
 

@@ -1,5 +1,6 @@
 """How values meet activations: dtypes, strengths and gates, and values given one an example."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,17 @@ def scaled(change: Tensor, strength: Strength, gate: Gate, x: Tensor) -> Tensor:
         elif factor is not None and not (isinstance(factor, (int, float)) and factor == 1):
             change = change * factor
     return change
+
+
+def refuse_non_finite(edit: str, infinite: bool = False, **values: Any) -> None:
+    """Raise for values of an edit that are NaN, or infinite unless these are allowed (masked attention scores)."""
+    for what, value in values.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "meta":
+            bad = int((value.isnan() if infinite else ~value.isfinite()).sum())
+        else:
+            bad = int(isinstance(value, float) and not math.isfinite(value))
+        if bad:
+            raise ValueError(f"{edit}: {what} holds {bad} values that are NaN or infinite; every activation would be.")
 
 
 def per_example(value: Any) -> bool:

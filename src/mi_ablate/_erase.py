@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_ablate._broadcast import Gate, aligned, finished, per_example, sliced, strength_text, working
+from mi_ablate._broadcast import Gate, aligned, finished, per_example, refuse_non_finite, sliced, strength_text, working
 from mi_ablate._placed import Intervention
 
 
@@ -53,6 +53,8 @@ class Erase(Intervention):
             )
         if self.centre is not None and self.centre.shape != self.writer.shape[:1]:
             raise ValueError(f"centre has shape {list(self.centre.shape)}; [d] = [{self.writer.shape[0]}] is needed.")
+        parts = {name: getattr(self, name) for name in ("writer", "reader", "centre", "strength", "gate")}
+        refuse_non_finite("Erase", **parts)
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         """Return x without what the reader sees of it."""

@@ -35,6 +35,7 @@ from mi_ablate._broadcast import (
     aligned,
     finished,
     per_example,
+    refuse_non_finite,
     scaled,
     shape_text,
     sliced,
@@ -80,6 +81,8 @@ class Ablate(Intervention):
             width = None if self.subspace is None else self.subspace.d
             if self.to.ndim == 0 or (width is not None and self.to.shape[-1] != width):
                 raise ValueError(f"to has shape {list(self.to.shape)}; its last axis must be d = {width}.")
+        refuse_non_finite("Ablate", self.subspace is None, to=self.to)
+        refuse_non_finite("Ablate", strength=self.strength, gate=self.gate)
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         """Return x with its part inside the subspace moved to that of ``to``."""
@@ -159,6 +162,7 @@ class Add(Intervention):
             raise ValueError(
                 f"vector has shape {list(self.vector.shape)} and {self.vector.dtype}; floats [d] or [n, d]."
             )
+        refuse_non_finite("Add", vector=self.vector, strength=self.strength)
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         """Return x with the vector added."""
@@ -222,6 +226,7 @@ class Rotate(Intervention):
             object.__setattr__(self, "centre", torch.as_tensor(self.centre).to(torch.float64))
             if self.centre.shape != (self.subspace.d,):
                 raise ValueError(f"centre has shape {list(self.centre.shape)}; [d] = [{self.subspace.d}] is needed.")
+        refuse_non_finite("Rotate", angle=self.angle, centre=self.centre, strength=self.strength)
 
     def __call__(self, x: Float[Tensor, "*batch d"], hook: Any = None) -> Float[Tensor, "*batch d"]:
         """Return x turned in the planes of the subspace."""
