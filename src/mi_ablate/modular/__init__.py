@@ -24,6 +24,7 @@ from mi_ablate.modular.losses import (
     trig_loss,
 )
 from mi_ablate.modular.neurons import Neurons, explained, neuron_frequencies
+from mi_ablate.modular.progress import phases, progress_row
 from mi_ablate.modular.spectra import (
     Spectrum,
     Spectrum2,
@@ -72,8 +73,10 @@ __all__ = [
     "neuron_frequencies",
     "neuron_logit_spectrum",
     "neuron_spectrum",
+    "phases",
     "primitive_root",
     "progress_losses",
+    "progress_row",
     "published_triples",
     "q_share",
     "random_top_share",

@@ -26,13 +26,26 @@ from mi_ablate.modular.characters import discrete_log, primitive_root
 class ToyLike(Protocol):
     """What `grid` asks of a toy: `mi_ablate.toys.Toy` has it."""
 
-    model: HookedModel
-    tokens: Int[Tensor, "m p"]
-    answers: Int[Tensor, " m"]
-    modulus: int
-    inputs: dict[str, Int[Tensor, " m"]]
-    train: Bool[Tensor, " m"] | None
-    card: dict[str, Any]
+    @property
+    def model(self) -> HookedModel: ...  # noqa: D102
+
+    @property
+    def tokens(self) -> Int[Tensor, "m p"]: ...  # noqa: D102
+
+    @property
+    def answers(self) -> Int[Tensor, " m"]: ...  # noqa: D102
+
+    @property
+    def modulus(self) -> int: ...  # noqa: D102
+
+    @property
+    def inputs(self) -> dict[str, Int[Tensor, " m"]]: ...  # noqa: D102
+
+    @property
+    def train(self) -> Bool[Tensor, " m"] | None: ...  # noqa: D102
+
+    @property
+    def card(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,6 +12,7 @@ differently and may grok at another step.
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._bar import Bar
+from .forward import Params
 from .job import CHECKPOINT, MODEL, Flushed, Job, Result, check_device
 from .recipes import TrainConfig, load_recipe
 from .stepper import Stepper, initial_state
@@ -35,13 +37,15 @@ def train(
     progress: bool = True,
     checkpoint_every: int = 1000,
     command: str = "mi_ablate.toys.train.train",
+    watch: Callable[[int, Params], None] | None = None,
 ) -> Result:
     """Train a toy and write ``out/model.safetensors``.
 
     A run continues from ``out/checkpoint.safetensors`` where there is one and ``resume`` is True. Every
     ``config.evaluate_every`` steps loss and accuracy are taken on all prompts; nothing else waits for the
     device. Checkpoints are written at the first evaluation after every ``checkpoint_every`` steps.
-    ``command`` is recorded in the card.
+    ``command`` is recorded in the card. ``watch`` is called with the step and the weights at every evaluation, such as a
+    `watch.Watch`, which measures Fourier progress live.
 
     Raises:
         ValueError: a device that is not there, or a checkpoint of another configuration.
@@ -55,10 +59,14 @@ def train(
     with Flushed(device), Bar([job], progress) as bar:
         while not job.done:
             job.begin()
+            if watch is not None and job.run.step == 0:
+                watch(0, job.run.stepper.params)
             job.advance(_block(job))
             row = job.data.row(job.run.step, job.run.stepper.params)
             now = time.process_time()
             job.record(row, now - clock)
+            if watch is not None:
+                watch(job.run.step, job.run.stepper.params)
             clock = now
             bar.update()
     return job.result(command)
