@@ -83,7 +83,7 @@ class QShare:
         return float(getattr(self, which))
 
 
-def distance_irrelevance(logits: Float[Tensor, "n n n"]) -> float:
+def distance_irrelevance(logits: Float[Tensor, "i j c"]) -> float:
     """Return how little the correct answer's logit depends on the difference of the operands; NaN if it is constant.
 
     Args:
@@ -128,7 +128,7 @@ def circularity(embedding: Float[Tensor, "n d"], components: int = COMPONENTS) -
     return Circularity(value, shares, tuple(one.top(1)[0] for one in found))
 
 
-def q_share(logits: Float[Tensor, "n n n"], frequency: int) -> QShare:
+def q_share(logits: Float[Tensor, "i j c"], frequency: int) -> QShare:
     """Return the correlations of the logits with Q_clock and Q_pizza of one frequency, over all pairs and answers."""
     x = _cube(logits)
     n = len(x)

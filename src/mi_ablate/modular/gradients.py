@@ -59,6 +59,7 @@ def published_triples(n: int, count: int = PUBLISHED_COUNT) -> Int[Tensor, "coun
     return _triples(torch.tensor(order[:count].tolist()), n)
 
 
+@torch.inference_mode(mode=False)
 def gradient_symmetricity(grid: Grid, triples: str | int = "published", seed: int = 0) -> Symmetricity:
     """Return the mean cosine between a logit's gradients with respect to the two operands' embeddings.
 
@@ -91,6 +92,7 @@ def gradient_symmetricity(grid: Grid, triples: str | int = "published", seed: in
     return Symmetricity(float(found.mean()), error, spread, len(found), draw)
 
 
+@torch.inference_mode(mode=False)
 def cosines(grid: Grid, triples: Int[Tensor, "m 3"]) -> Float[Tensor, " m"]:
     """Return the cosine between the two gradients for each triple (a, b, c) of group elements; 0 where one is zero."""
     places, parts = operand_positions(grid), []
@@ -141,7 +143,7 @@ def _forward(grid: Grid, tokens: Tensor) -> tuple[Tensor, Tensor]:
         held["x"] = x.detach().requires_grad_()
         return held["x"]
 
-    with torch.inference_mode(False), torch.enable_grad(), attached(grid.model, [("hook_embed", leaf)]):
+    with torch.enable_grad(), attached(grid.model, [("hook_embed", leaf)]):
         logits = run(grid.model, tokens)[:, -1]
     if not logits.requires_grad:
         raise ValueError(

@@ -122,7 +122,7 @@ def verdict(grid: Grid, *, triples: str | int = TRIPLES, seed: int = 0) -> Verdi
     reasons = [text for text, _ in flags] + [why if label == band else f"The measures alone: {why}"]
     if (
         label != "undecided"
-        and _band(untrained["gradient_symmetricity"], untrained["distance_irrelevance"], 0)[0] == label
+        and _band(untrained["gradient_symmetricity"], untrained["distance_irrelevance"], 0.0)[0] == label
     ):
         reasons.append(
             "With its weights shuffled the same architecture falls into the same bands (symmetricity "
