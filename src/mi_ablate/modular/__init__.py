@@ -1,6 +1,7 @@
 """Modular arithmetic: spectra over Z_p, key frequencies, the discrete logarithm."""
 
 from mi_ablate.modular.bases import FourierBasis
+from mi_ablate.modular.causal import CausalTable, causal_table
 from mi_ablate.modular.characters import discrete_log, primitive_root
 from mi_ablate.modular.clock_pizza import (
     Circularity,
@@ -10,6 +11,7 @@ from mi_ablate.modular.clock_pizza import (
     isolated_circles,
     q_share,
 )
+from mi_ablate.modular.components import edit_frequencies, frequency_hooks, frequency_subspace, pattern_hooks
 from mi_ablate.modular.cosines import CosineShare, cosine_share
 from mi_ablate.modular.gradients import Symmetricity, gradient_symmetricity, published_triples
 from mi_ablate.modular.grids import Grid, grid
@@ -42,6 +44,7 @@ from mi_ablate.modular.verdicts import Verdict, shuffled_measures, verdict
 
 __all__ = [
     "RULES",
+    "CausalTable",
     "Circularity",
     "CosineShare",
     "FourierBasis",
@@ -54,14 +57,18 @@ __all__ = [
     "Spectrum2",
     "Symmetricity",
     "Verdict",
+    "causal_table",
     "circularity",
     "cosine_share",
     "discrete_log",
     "distance_irrelevance",
+    "edit_frequencies",
     "embedding_spectrum",
     "excluded_each",
     "excluded_loss",
     "explained",
+    "frequency_hooks",
+    "frequency_subspace",
     "full_loss",
     "generalised",
     "gini",
@@ -73,6 +80,7 @@ __all__ = [
     "neuron_frequencies",
     "neuron_logit_spectrum",
     "neuron_spectrum",
+    "pattern_hooks",
     "phases",
     "primitive_root",
     "progress_losses",

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate.modular.grids import Grid
-from mi_ablate.modular.neurons import neuron_frequencies
+from mi_ablate.modular.neurons import Neurons, neuron_frequencies
 from mi_ablate.modular.spectra import Spectrum, embedding_spectrum, neuron_logit_spectrum
 
 RULES = ("energy", "nanda_text", "nanda_eye", "nanda_colab", "arena", "neurons", "tl_demo")
@@ -84,8 +84,9 @@ def key_frequencies(grid: Grid, *, count: int = 5, least: int | float = LEAST, l
     else:
         found["nanda_text"] = _above("nanda_text", neuron_logit_spectrum(grid, layer))
         acts = grid.acts(f"blocks.{layer % grid.model.cfg.n_layers}.mlp.hook_post")
-        variants = {"nanda_colab": "nanda_colab", "arena": "arena", "neurons": "nanda_text"}
-        found |= {rule: _by_neurons(rule, acts, variant) for rule, variant in variants.items()}
+        neurons = neuron_frequencies(acts)
+        found["neurons"] = _by_neurons("neurons", neurons)
+        found |= {rule: _by_neurons(rule, neurons.by(rule)) for rule in ("nanda_colab", "arena")}
     return {rule: found[rule] for rule in RULES}
 
 
@@ -113,8 +114,7 @@ def _by_gap(found: Spectrum) -> Keys:
     return Keys("nanda_eye", tuple((order[:keep] + 1).tolist()), tuple(norms[:keep].tolist()), threshold)
 
 
-def _by_neurons(rule: str, acts: Float[Tensor, "n n m"], variant: str) -> Keys:
-    found = neuron_frequencies(acts, variant)
+def _by_neurons(rule: str, found: Neurons) -> Keys:
     sizes = torch.bincount(found.frequency, minlength=found.n // 2 + 1)[1:]
     order = sizes.argsort(descending=True, stable=True)
     order = order[sizes[order] > 0]

@@ -56,6 +56,12 @@ class Neurons:
         """The frequencies that some neuron follows, before any threshold: NP's and ARENA's key frequencies."""
         return self._chosen(self.frequency > 0)
 
+    def by(self, variant: str) -> "Neurons":
+        """Return the same neurons by another variant, without computing their shares again."""
+        if variant not in VARIANTS:
+            raise ValueError(f"variant={variant!r} is one of {', '.join(VARIANTS)}.")
+        return _best(self.n, variant, self.shares, self.energy)
+
     def _members(self, threshold: int | float) -> Bool[Tensor, " m"]:
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold={threshold} is a share of a neuron's variance: from 0 to below 1.")
@@ -95,11 +101,15 @@ def neuron_frequencies(acts: Float[Tensor, "n n m"], variant: str = "nanda_text"
     energies = torch.stack(list(basis.pair_energies(y).values())).sum(0)
     alive = total > 1e-20 * (acts.detach().to("cpu", torch.float64) ** 2).sum((0, 1))
     shares = torch.where(alive, energies / torch.where(alive, total, 1), 0)
+    return _best(n, variant, shares, total / n**2)
+
+
+def _best(n: int, variant: str, shares: Float[Tensor, "k m"], energy: Float[Tensor, " m"]) -> Neurons:
     looked = shares[: n // 2 - 1] if variant in SHORT else shares
     if len(looked) == 0:
         raise ValueError(f"Variant {variant!r} looks at the frequencies below {n // 2}: there is none in Z_{n}.")
     share, index = looked.max(0)
-    return Neurons(n, variant, torch.where(alive, index + 1, 0), share, total / n**2, shares)
+    return Neurons(n, variant, torch.where(shares.sum(0) > 0, index + 1, 0), share, energy, shares)
 
 
 def explained(acts: Float[Tensor, "n n m"], frequencies: list[int]) -> Float[Tensor, " m"]:
