@@ -28,7 +28,9 @@ from mi_ablate.modular import (
 )
 from mi_ablate.modular import gradients as module
 from mi_ablate.modular.gradients import cosines, operand_positions
+from mi_ablate.modular.verdicts import _band
 from mi_ablate.toys import ToyConfig, tasks
+from mi_ablate.toys.stepper import initial_state
 from models import data_folder
 
 HELD: dict[str, Grid] = {}
@@ -366,3 +368,38 @@ def test_a_model_without_gradients_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(model.model, "forward", torch.no_grad()(forward))
     with pytest.raises(ValueError, match="have no gradient with respect to the embeddings: its forward pass"):
         gradient_symmetricity(model)
+
+
+@pytest.mark.parametrize(
+    ("symmetricity", "irrelevance", "error", "label"),
+    [
+        (0.95, 0.3, 0.01, "pizza"),
+        (0.95, 0.3, 0.1, "undecided"),
+        (0.7, 0.7, 0.01, "clock"),
+        (0.7, 0.7, 0.1, "undecided"),
+        (0.95, 0.95, 0.0, "undecided"),
+        (0.2, 0.2, 0.0, "undecided"),
+        (0.95, 0.5, 0.0, "undecided"),
+        (0.8, 0.3, 0.0, "undecided"),
+        (0.8, 0.9, 0.0, "undecided"),
+        (math.nan, 0.9, 0.0, "undecided"),
+        (0.2, math.nan, 0.0, "undecided"),
+    ],
+)
+def test_one_measure_alone_decides_nothing(symmetricity: float, irrelevance: float, error: float, label: str) -> None:
+    found, why = _band(symmetricity, irrelevance, error)
+    assert found == label
+    assert ("Both measures are high" in why) == ((symmetricity, irrelevance) == (0.95, 0.95))
+    assert f"gradient symmetricity {symmetricity:.3f}" in why
+
+
+def test_untrained_symmetricity_is_the_architectures_and_distance_irrelevance_is_high() -> None:
+    shape: dict[str, Any] = {"n_layers": 1, "d_mlp": 512, "act_fn": "relu", "normalization": None, "biases": "mlp"}
+    values = []
+    for layout, attention in (("a b =", "causal"), ("a b", "bidirectional")):
+        config = ToyConfig(31, ("add",), layout, attention=attention, **shape)
+        model = replace(untrained(layout, n=31), model=toys.build(config, initial_state(config, "nanda", 0)))
+        values.append(gradient_symmetricity(model, 500).value)
+        assert distance_irrelevance(model.logits) > 0.97
+    assert values[0] > 0.99
+    assert values[1] < 0.6, "b has a skip path that a has not"
