@@ -15,6 +15,7 @@ from mi_ablate.modular.components import edit_frequencies, frequency_hooks, freq
 from mi_ablate.modular.cosines import CosineShare, cosine_share
 from mi_ablate.modular.gradients import Symmetricity, gradient_symmetricity, published_triples
 from mi_ablate.modular.grids import Grid, grid
+from mi_ablate.modular.groups import Group, Irrep, cyclic_group, dihedral_group, symmetric_group
 from mi_ablate.modular.keys import RULES, Keys, generalised, key_frequencies
 from mi_ablate.modular.losses import (
     Loss,
@@ -27,6 +28,15 @@ from mi_ablate.modular.losses import (
 )
 from mi_ablate.modular.neurons import Neurons, explained, neuron_frequencies
 from mi_ablate.modular.progress import phases, progress_row
+from mi_ablate.modular.ranks import random_baseline, rank_measures
+from mi_ablate.modular.representations import (
+    Hidden,
+    embedding_shares,
+    hidden_shares,
+    key_representations,
+    trace_similarities,
+    trace_similarity,
+)
 from mi_ablate.modular.spectra import (
     Spectrum,
     Spectrum2,
@@ -49,6 +59,9 @@ __all__ = [
     "CosineShare",
     "FourierBasis",
     "Grid",
+    "Group",
+    "Hidden",
+    "Irrep",
     "Keys",
     "Loss",
     "Neurons",
@@ -60,9 +73,12 @@ __all__ = [
     "causal_table",
     "circularity",
     "cosine_share",
+    "cyclic_group",
+    "dihedral_group",
     "discrete_log",
     "distance_irrelevance",
     "edit_frequencies",
+    "embedding_shares",
     "embedding_spectrum",
     "excluded_each",
     "excluded_loss",
@@ -74,8 +90,10 @@ __all__ = [
     "gini",
     "gradient_symmetricity",
     "grid",
+    "hidden_shares",
     "isolated_circles",
     "key_frequencies",
+    "key_representations",
     "logit_spectrum",
     "neuron_frequencies",
     "neuron_logit_spectrum",
@@ -87,11 +105,16 @@ __all__ = [
     "progress_row",
     "published_triples",
     "q_share",
+    "random_baseline",
     "random_top_share",
+    "rank_measures",
     "restricted_loss",
     "shuffled_measures",
     "spectrum",
     "spectrum2",
+    "symmetric_group",
+    "trace_similarities",
+    "trace_similarity",
     "trig_loss",
     "unembedding_spectrum",
     "verdict",
