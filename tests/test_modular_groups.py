@@ -181,7 +181,8 @@ def test_random_matrices_have_the_published_ranks() -> None:
     assert found["participation"][0] == pytest.approx(54.6, abs=1)
     assert 0 < found["participation"][1] < 2
     narrow = random_baseline((97, 64), draws=5)
-    assert [round(narrow[name][0]) for name in ("rank99_energy", "rank99_nuclear", "participation")] == [57, 62, 38]
+    published = {"rank99_energy": 57, "rank99_nuclear": 62, "participation": 38}
+    assert all(narrow[name][0] == pytest.approx(value, abs=1) for name, value in published.items())
 
 
 @given(st.integers(1, 8), st.integers(0, 20), st.floats(0.01, 100))

@@ -1,5 +1,6 @@
 """Modular arithmetic: spectra over Z_p, key frequencies, the discrete logarithm."""
 
+from mi_ablate.modular.attention import Periodicity, attention_periodicity, effective_maps
 from mi_ablate.modular.bases import FourierBasis
 from mi_ablate.modular.causal import CausalTable, causal_table
 from mi_ablate.modular.characters import discrete_log, primitive_root
@@ -13,6 +14,7 @@ from mi_ablate.modular.clock_pizza import (
 )
 from mi_ablate.modular.components import edit_frequencies, frequency_hooks, frequency_subspace, pattern_hooks
 from mi_ablate.modular.cosines import CosineShare, cosine_share
+from mi_ablate.modular.cyclic import CyclicGeometry, cyclic_geometry, cyclic_scores
 from mi_ablate.modular.gradients import Symmetricity, gradient_symmetricity, published_triples
 from mi_ablate.modular.grids import Grid, grid
 from mi_ablate.modular.groups import Group, Irrep, cyclic_group, dihedral_group, symmetric_group
@@ -57,6 +59,7 @@ __all__ = [
     "CausalTable",
     "Circularity",
     "CosineShare",
+    "CyclicGeometry",
     "FourierBasis",
     "Grid",
     "Group",
@@ -65,19 +68,24 @@ __all__ = [
     "Keys",
     "Loss",
     "Neurons",
+    "Periodicity",
     "QShare",
     "Spectrum",
     "Spectrum2",
     "Symmetricity",
     "Verdict",
+    "attention_periodicity",
     "causal_table",
     "circularity",
     "cosine_share",
+    "cyclic_geometry",
     "cyclic_group",
+    "cyclic_scores",
     "dihedral_group",
     "discrete_log",
     "distance_irrelevance",
     "edit_frequencies",
+    "effective_maps",
     "embedding_shares",
     "embedding_spectrum",
     "excluded_each",
