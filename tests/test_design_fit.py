@@ -277,6 +277,14 @@ def test_moving_a_fit_keeps_it() -> None:
     assert "columns" in repr(moved)
 
 
+def test_the_share_in_a_source_is_called_that_of_the_fit_whatever_columns_are_chosen() -> None:
+    design = linear(torch.arange(40)) | classes(torch.arange(40) % 3)
+    found = fit(draw(40, 5), design)
+    for space in (found.subspace(), found.subspace("a*"), found.subspace("class*", marginal=True)):
+        assert space.source["r2_of_the_fit"] == found.r2
+        assert "r2" not in space.source
+
+
 def test_activations_that_do_not_vary_have_r2_0_and_no_direction() -> None:
     found = fit(torch.ones(40, 5), DESIGNS["linear"])
     assert found.r2 == 0

@@ -26,6 +26,8 @@ from mi_ablate.subspace import Subspace
 
 _RANK = 1e-10
 """Columns, and directions of fitted values, below this share of the largest (in squares) count as dependent."""
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
+"""Differences of float64 means below this share of the activations' root mean square norm are rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Fit:
     covariance: Float[Tensor, "d d"] | None = None
     _gram: Float[Tensor, "k k"] = field(default=None, repr=False)  # type: ignore[assignment]
     _cross: Float[Tensor, "k d"] = field(default=None, repr=False)  # type: ignore[assignment]
+    _norm: float = 0.0
+    """Root mean square norm of the activations: what rounding is compared with."""
 
     def predict(self, design: Design) -> Float[Tensor, "n d"]:
         """Return intercept + D C for any examples, those of the fit or others. Columns must be those of the fit."""
@@ -58,6 +62,7 @@ class Fit:
 
         The order is that of the SVD of D_chosen C_chosen, so the units of the columns do not matter. Each direction
         points to where the column that weighs most in it rises; that of a single column is its slope, with its size.
+        ``source["r2_of_the_fit"]`` is that of all columns together, whatever was chosen.
 
         Args:
             labels: labels or patterns (``"a:*"``); none for all columns.
@@ -66,12 +71,15 @@ class Fit:
                 nothing linear for the design; the span of some columns' partial coefficients leaves much of them.
             name: what to call the result.
 
+        Raises:
+            KeyError: no such column. ValueError: columns that explain nothing beyond rounding, a rank that is not there.
+
         """
         chosen = self._choose(labels)
         gram = self._gram[chosen][:, chosen]
         coef = _solve(gram, self._cross[chosen]) if marginal else self.coef[chosen]
         _, s, vh = torch.linalg.svd(_root(gram) @ coef, full_matrices=False)
-        full = int((s**2 > _RANK * s[0] ** 2).sum()) if s[0] > 0 else 0
+        full = int((s**2 > _RANK * s[0] ** 2).sum()) if s[0] > _ROUNDING * self._norm else 0
         if full == 0:
             raise ValueError(
                 "The chosen columns explain nothing of these activations: there is no direction to return."
@@ -82,7 +90,7 @@ class Fit:
         weights = _scale(gram)[:, None] * (coef @ basis)
         heaviest = weights.gather(0, weights.abs().argmax(0, keepdim=True))[0]
         names = [self.labels[i] for i in chosen]
-        source: dict[str, Any] = {"method": "least squares", "columns": names, "n": self.n, "r2": self.r2}
+        source: dict[str, Any] = {"method": "least squares", "columns": names, "n": self.n, "r2_of_the_fit": self.r2}
         source |= {"marginal": marginal, "rms": s[: basis.shape[1]].tolist()}
         if len(chosen) == 1:
             source["sizes"] = [float(coef.norm())]
@@ -97,7 +105,7 @@ class Fit:
         """Return the same fit on ``device``."""
         moved = [self.coef, self.intercept, self.mean, self.covariance, self._gram, self._cross]
         coef, intercept, mean, covariance, gram, cross = (None if t is None else t.to(device) for t in moved)
-        return Fit(coef, intercept, self.r2, self.labels, self.n, mean, covariance, gram, cross)  # type: ignore[arg-type]
+        return Fit(coef, intercept, self.r2, self.labels, self.n, mean, covariance, gram, cross, self._norm)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         return f"Fit({len(self.labels)} columns, d {self.coef.shape[1]}, n {self.n}, r2 {self.r2:.4f})"
@@ -192,6 +200,7 @@ class Fitter:
             covariance=self._outer / (self.n - 1) if self.covariance and self._outer is not None else None,
             _gram=self._gram / self.n,
             _cross=self._cross / self.n,
+            _norm=float((total / self.n + (self._mean_x**2).sum()).sqrt()),
         )
 
     def __repr__(self) -> str:
@@ -234,7 +243,15 @@ def _scale(gram: Tensor) -> Tensor:
 
 
 def _activations(acts: Tensor) -> Tensor:
-    acts = torch.as_tensor(acts).detach()
+    try:
+        acts = torch.as_tensor(acts).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Activations are a {type(acts).__name__} that is no table of numbers: a tensor or array [n, d] is needed. "
+            "torch.stack(rows) makes one of a list of vectors."
+        ) from error
+    if acts.is_complex():
+        raise ValueError(f"Activations hold {acts.dtype}: real numbers are needed, such as acts.real or acts.abs().")
     if acts.ndim != 2:
         raise ValueError(f"Activations of shape {list(acts.shape)}: a fit takes [n, d], one vector an example.")
     if not torch.isfinite(acts).all():

@@ -73,5 +73,5 @@ class ClassMoments:
         coef = _solve(gram, cross)
         explained, total = self.shares()
         r2 = float(explained / total) if total > 0 else 0.0
-        n = int(self.n.sum())
-        return Fit(coef, mean - centre @ coef, r2, labels, n, mean, None, gram, cross)
+        n, norm = int(self.n.sum()), float((total + (mean**2).sum()).sqrt())
+        return Fit(coef, mean - centre @ coef, r2, labels, n, mean, None, gram, cross, norm)
