@@ -20,7 +20,8 @@ from mi_ablate.regression import _activations
 def winsorised(x: Float[Tensor, "*batch d"], quantile: int | float = 0.995) -> Float[Tensor, "*batch d"]:
     """Return each vector with its entries bounded by the vector's own quantile of magnitudes.
 
-    The quantile is linearly interpolated, as torch.quantile does, without its limit of 2**24 entries.
+    The quantile is linearly interpolated, as torch.quantile does, without its limit of 2**24 entries. Lists and arrays
+    are taken too; whole numbers become float64.
 
     Raises:
         ValueError: a quantile outside (0, 1].
@@ -28,6 +29,8 @@ def winsorised(x: Float[Tensor, "*batch d"], quantile: int | float = 0.995) -> F
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile={quantile}: a share above 0 and at most 1, such as 0.995 (1 changes nothing).")
+    x = torch.as_tensor(x)
+    x = x if x.is_floating_point() else x.to(torch.float64)
     d = x.shape[-1]
     place = quantile * (d - 1)
     low = int(place)
@@ -44,16 +47,22 @@ def geometric_median(
 
     Args:
         x: one vector an example.
-        tolerance: stop when a step is shorter than this share of the mean distance to the rows.
+        tolerance: stop when a step is shorter than this share of the median distance to the rows at that step (a mean
+            distance would be that of the outliers).
         iterations: at most so many steps; a warning says when they were not enough.
+
+    Raises:
+        ValueError: no rows, NaN.
 
     """
     x = _activations(x)
-    m = x.mean(0)
-    spread = float((x - m).norm(dim=1).mean())
-    step = 0.0
+    if len(x) == 0:
+        raise ValueError("The geometric median of no vectors was asked for: at least one is needed.")
+    m = x.median(0).values  # of each coordinate: as far from the outliers as the answer is
+    step = spread = 0.0
     for _ in range(iterations):
         distance = (x - m).norm(dim=1)
+        spread = float(distance.median())
         here = distance <= 1e-14 * spread
         if bool(here.all()):
             return m
@@ -63,11 +72,12 @@ def geometric_median(
             pull = float(((target - m) * weight.sum()).norm())
             target = m + max(0.0, 1 - float(here.sum()) / max(pull, 1e-300)) * (target - m)
         step, m = float((target - m).norm()), target
-        if step <= tolerance * spread:
+        if step <= tolerance * spread + 4 * torch.finfo(m.dtype).eps * float(m.norm()):
             return m
+    share = step / max(spread, 1e-300)
     warnings.warn(
-        f"The geometric median did not converge: after {iterations} steps it still moved by {step / spread:.1e} of the "
-        "mean distance. Use more iterations=, or a larger tolerance=.",
+        f"The geometric median did not converge: after {iterations} steps it still moved by {share:.1e} of the median "
+        "distance. Use more iterations=, or a larger tolerance=.",
         stacklevel=2,
     )
     return m
