@@ -1,7 +1,10 @@
 """Candidates at every position, layer, site and head from one pass: equal to fitting each by itself."""
 
 import json
+import warnings
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -52,25 +55,28 @@ def test_the_keys_are_all_positions_layers_sites_and_heads(model, prompts) -> No
 @pytest.mark.parametrize("batch_size", [1, 4, 22])
 def test_the_batch_size_does_not_matter(model, prompts, batch_size: int) -> None:
     whole = find.candidates(model, prompts, LABELS, SITES, pos=[-2, -1], batch_size=N)
-    parts = find.candidates(model, prompts, LABELS, SITES, pos=[-2, -1], batch_size=batch_size, winsor=None)
+    parts = find.candidates(model, prompts, LABELS, SITES, pos=[-2, -1], batch_size=batch_size, robust=None)
     for key in whole:
         scale = float(whole[key].coef.norm())
         assert float((whole[key].coef - parts[key].coef).norm()) < 1e-10 * scale
         assert whole[key].r2 == pytest.approx(parts[key].r2, abs=1e-10)
-    whole, parts = (find.candidates(model, prompts, LABELS, batch_size=b, winsor=0.8) for b in (N, batch_size))
+    whole, parts = (
+        find.candidates(model, prompts, LABELS, batch_size=b, robust="winsor", quantile=0.8) for b in (N, batch_size)
+    )
     assert torch.allclose(whole.subspace(POST).vector, parts.subspace(POST).vector, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, {"standardised": True}, {"against": "reference"}, {"against": torch.ones(16)}])
-@pytest.mark.parametrize("winsor", [None, 0.9])
-def test_the_subspace_is_the_difference_of_means_of_those_activations(model, prompts, options, winsor) -> None:
-    found = find.candidates(model, prompts, LABELS, "resid_post", pos=-2, winsor=winsor, batch_size=4)
+@pytest.mark.parametrize("robust", [{}, {"robust": "winsor", "quantile": 0.9}], ids=["plain", "winsor"])
+def test_the_subspace_is_the_difference_of_means_of_those_activations(model, prompts, options, robust) -> None:
+    found = find.candidates(model, prompts, LABELS, "resid_post", pos=-2, batch_size=4, **robust)
     acts = collect(model, prompts, POST, pos=-2)[POST]
-    robust = {} if winsor is None else {"robust": "winsor", "quantile": winsor}
     wanted = find.difference_of_means(acts, LABELS, **options, **robust)
     s = found.subspace(POST, -2, **options)
     assert torch.allclose(s.vector, wanted.vector, atol=1e-12)
     assert s.source["coordinates"] == pytest.approx(wanted.source["coordinates"], abs=1e-12)
+    assert {key: s.source.get(key) for key in robust} == robust
+    assert s.source["n"] == wanted.source["n"] == {"0": 15, "1": 8}
     assert {key: s.source[key] for key in ("site", "pos", "head")} == {"site": POST, "pos": -2, "head": None}
     assert json.loads(json.dumps(s.source)) == s.source
     assert s.name == POST
@@ -130,6 +136,65 @@ def test_the_table_is_sorted_by_the_share_that_the_classes_explain(model, prompt
     assert json.loads(json.dumps(rows)) == rows
 
 
+def test_the_share_and_f_of_classes_that_differ_in_nothing_are_those_that_the_table_names() -> None:
+    wide = tiny(n_ctx=4)
+    prompts = tokens_for(wide, 200, 4)
+    for k in (2, 4):
+        rows = []
+        for seed in range(12):
+            labels = torch.arange(200)[torch.randperm(200, generator=torch.Generator().manual_seed(seed))] % k
+            rows += find.candidates(wide, prompts, labels, "resid_post", pos=[-2, -1]).table()
+        assert {row["chance"] for row in rows} == {(k - 1) / 199}
+        share, ratio = (sum(row[key] for row in rows) / len(rows) for key in ("r2", "F"))
+        assert share == pytest.approx((k - 1) / 199, rel=0.3)
+        assert ratio == pytest.approx(1, abs=0.3)
+    planted = find.candidates(wide, prompts, prompts[:, -1] > 5, "resid_post", pos=[-1]).table()[0]
+    assert planted["F"] == pytest.approx(planted["r2"] / ((1 - planted["r2"]) / 198))
+    assert planted["F"] > 5
+    certain = find.candidates(wide, prompts[:2].repeat(2, 1), [0, 1, 0, 1], "resid_pre").table()[0]
+    assert certain["F"] is None  # nothing varies within the classes
+    assert certain["r2"] == pytest.approx(1)
+
+
+def test_winsorised_candidates_give_coordinates_of_the_activations_as_they_are(model, prompts) -> None:
+    found = find.candidates(model, prompts, LABELS, "resid_post", robust="winsor", quantile=0.5)
+    s, acts = found.subspace(POST), collect(model, prompts, POST)[POST]
+    assert s.source["coordinates"]["positive"] == pytest.approx(float(s.coords(acts[LABELS]).mean()), abs=1e-12)
+    assert abs(s.source["coordinates"]["positive"] - float(s.coords(find.winsorised(acts[LABELS], 0.5)).mean())) > 1e-2
+
+
+@pytest.mark.parametrize("pos", [range(-2, 0), (-2, -1)], ids=str)
+def test_positions_may_be_any_sequence(model, prompts, pos) -> None:
+    assert find.candidates(model, prompts, LABELS, pos=pos).positions == (-2, -1)
+
+
+def test_padding_that_is_read_without_a_mask_is_warned_of() -> None:
+    padded = tiny()
+    padded.tokenizer = SimpleNamespace(pad_token_id=0, bos_token_id=3, padding_side="right")
+    prompts = tokens_for(padded, N).clamp(min=4)
+    prompts[:, 0], prompts[:5, -2:] = 3, 0
+    warned = "5 of 23 prompts have the tokenizer's padding .token 0. at a position that is read"
+    with pytest.warns(UserWarning, match=warned):
+        find.candidates(padded, prompts, LABELS, pos=[0, -1])
+    with pytest.warns(UserWarning, match=warned):
+        find.refitted(padded, prompts, LABELS, POST, "class_means", 1, pos=torch.full((N,), -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find.candidates(padded, prompts, LABELS, pos=[0, 3])
+        find.candidates(padded, prompts, LABELS, pos=-1, attention_mask=(prompts != 0).long())
+        padded.tokenizer.pad_token_id = 3  # as GPT-2's: at the start it is no padding
+        find.candidates(padded, prompts, LABELS, pos=[0, 1])
+
+
+def test_numpys_integers_masks_in_lists_and_positions_of_the_wrong_kind(unchecked, model, prompts) -> None:
+    found = find.candidates(model, prompts, LABELS, pos=np.int64(-1), attention_mask=[[1] * 7] * N)
+    source = found.subspace(POST, np.int64(-1)).source
+    assert json.loads(json.dumps(source)) == source
+    for pos in (None, slice(-2, None), -1.0, torch.tensor([-2, -1]), "last", True, [True], [-1.0]):
+        with pytest.raises(ValueError, match="candidates are at an int or a list of ints"):
+            find.candidates(model, prompts, LABELS, pos=pos)
+
+
 @pytest.mark.compat
 def test_half_precision_models_and_edits_that_stay_attached() -> None:
     half = tiny(dtype=torch.bfloat16)
@@ -171,9 +236,9 @@ BAD = {
     "which head": (lambda c, m, t: c.fit(Z), KeyError, "has a candidate for each of 2 heads: head=0 to 1"),
     "head 2": (lambda c, m, t: c.fit(Z, head=2), KeyError, "has a candidate for each of 2 heads"),
     "median": (
-        lambda c, m, t: find.candidates(m, t, LABELS, winsor="median"),
+        lambda c, m, t: find.candidates(m, t, LABELS, robust="median"),
         ValueError,
-        r"winsor='median' is a quantile such as 0.995. A median needs all activations at once",
+        r"robust='median' is None or 'winsor' here. A median needs all activations at once",
     ),
     "one class": (lambda c, m, t: find.candidates(m, t, LABELS | True), ValueError, "a direction needs examples"),
     "labels": (lambda c, m, t: find.candidates(m, t, LABELS[:3]), ValueError, r"labels of shape \[3\] for 23"),
@@ -182,6 +247,7 @@ BAD = {
         ValueError,
         r"pos=\[-1, -1\] names a position twice",
     ),
+    "no positions": (lambda c, m, t: find.candidates(m, t, LABELS, pos=[]), ValueError, r"pos=\[\]: candidates are at"),
     "site": (lambda c, m, t: find.candidates(m, t, LABELS, "resid_pots"), KeyError, "No hook point matches"),
     "out of range": (lambda c, m, t: find.candidates(m, t, LABELS, pos=7), IndexError, "pos=7 is out of range"),
 }

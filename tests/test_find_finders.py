@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -104,6 +105,25 @@ def test_bad_labels_and_activations_are_refused_by_all(name: str) -> None:
     x[3, 2] = float("nan")
     with pytest.raises(ValueError, match=r"NaN or infinite activations in 1 examples \(first: \[3\]\)"):
         finder(x, positive)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_are_counted_in_one_form_by_all(name: str) -> None:
+    x, positive = planted(200)
+    assert FINDERS[name](x, positive).source["n"] == {"0": 100, "1": 100}
+    assert FINDERS[name](x, positive.long() * 7 - 3).source["n"] == {"-3": 100, "4": 100}
+
+
+def test_ranks_of_other_kinds_of_integers_are_taken_and_others_refused(unchecked) -> None:
+    x, positive = planted(40)
+    for name in sorted(set(NAMES) - {"difference_of_means"}):
+        assert (
+            FINDERS[name](x, positive, rank=np.int64(1)).rank
+            == FINDERS[name](x, positive, rank=torch.tensor(1)).rank
+            == 1
+        )
+        with pytest.raises(ValueError, match=r"rank=1\.0 is a whole number of directions"):
+            FINDERS[name](x, positive, rank=1.0)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "difference_of_means"])

@@ -241,6 +241,7 @@ BAD = {
     "constant": (lambda: find.leace(torch.ones(20, 4), Y), "The labels have no covariance with these activations"),
     "one class": (lambda: find.leace(X, Y * 0), r"All 20 labels are \[0\]"),
     "a design's labels": (lambda: find.leace(X, mi.linear(Y)).oracle([0, 1]), "a fit of a design takes a design"),
+    "labels between": (lambda: find.leace(X, Y).oracle(torch.full((20,), 0.9)), "labels hold torch.float32: Booleans"),
     "NaN": (lambda: find.leace(X * float("inf"), Y), "NaN or infinite activations in 20 examples"),
 }
 

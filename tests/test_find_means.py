@@ -4,6 +4,7 @@ import json
 import warnings
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -176,6 +177,47 @@ def test_a_geometric_median_that_did_not_converge_says_so() -> None:
         find.geometric_median(draw(31, 4), iterations=2)
 
 
+@pytest.mark.parametrize("size", [1e4, 1e10, 1e12])
+def test_the_geometric_median_holds_however_far_two_fifths_of_the_rows_are(size: float) -> None:
+    """The tolerance is a share of the median distance; the mean distance is the outliers', and stops it early."""
+    x = draw(1000, 8)
+    x[:400] = 1e3
+    wanted = find.geometric_median(x)
+    x[:400] = size
+    assert float((find.geometric_median(x) - wanted).norm()) < 0.02 * float(wanted.norm())
+    m = find.geometric_median(x)
+    pulls = (x - m) / (x - m).norm(dim=1, keepdim=True)
+    assert float(pulls.sum(0).norm()) < 1e-4
+
+
+def test_bounded_means_give_coordinates_of_the_activations_as_they_are() -> None:
+    x, positive, _ = planted(400)
+    x = 10 * x
+    s = find.difference_of_means(x, positive, robust="winsor", quantile=0.5)
+    for name, rows in (("positive", x[positive]), ("negative", x[~positive])):
+        assert s.source["coordinates"][name] == pytest.approx(float(s.coords(rows).mean()), abs=1e-10)
+        assert abs(s.source["coordinates"][name] - float(s.coords(find.winsorised(rows, 0.5)).mean())) > 0.1
+
+
+def test_lists_and_arrays_are_taken_where_vectors_are(unchecked) -> None:
+    x, positive, _ = planted(40, d=6)
+    wanted = find.difference_of_means(x, positive, against=torch.ones(6)).basis
+    for given_vector in ([1.0] * 6, np.ones(6), torch.ones(6, dtype=torch.int64)):
+        assert torch.equal(find.difference_of_means(x.numpy(), positive.numpy(), against=given_vector).basis, wanted)
+    for rows in (x.tolist(), x.numpy()):
+        assert torch.equal(find.winsorised(rows, 0.7).double(), find.winsorised(torch.as_tensor(rows), 0.7).double())
+    whole = torch.arange(12).reshape(2, 6)
+    assert torch.equal(find.winsorised(whole, 0.5), find.winsorised(whole.double(), 0.5))
+    for labels in (["yes", "no"] * 20, None, np.array(["yes", "no"] * 20)):
+        with pytest.raises(ValueError, match="are neither Booleans nor whole numbers"):
+            find.difference_of_means(x, labels)
+    for acts in (list(x), None, [["a"]]):
+        with pytest.raises(ValueError, match="that is no table of numbers: a tensor or array"):
+            find.difference_of_means(acts, positive)
+    with pytest.raises(ValueError, match=r"Activations hold torch.complex128: real numbers are needed"):
+        find.difference_of_means(x.to(torch.complex128), positive)
+
+
 @given(cuts=st.lists(st.integers(1, 59), max_size=5), seed=st.integers(0, 100))
 def test_class_moments_do_not_depend_on_how_the_examples_are_cut(cuts: list[int], seed: int) -> None:
     x, index = draw(60, 2, 3, seed=seed) * 0.01 + 1e4, torch.arange(60) % 3
@@ -195,7 +237,7 @@ def test_the_source_is_plain_json_and_the_file_keeps_it(tmp_path) -> None:
     x, positive, _ = planted(40)
     s = find.difference_of_means(x, positive, robust="winsor", quantile=0.9, name="refusal")
     assert json.loads(json.dumps(s.source)) == s.source
-    assert s.source["n"] == {"negative": 20, "positive": 20}
+    assert s.source["n"] == {"0": 20, "1": 20}
     assert (s.name, s.source["robust"], s.source["quantile"]) == ("refusal", "winsor", 0.9)
 
 
@@ -216,6 +258,15 @@ BAD = {
     "no difference": (
         lambda: find.difference_of_means(torch.ones(20, 4), Y),
         "The two class means are equal: there is no direction between them",
+    ),
+    "median, standardised": (
+        lambda: find.difference_of_means(X, Y, robust="median", standardised=True),
+        "robust='median' has no spread to go with it: the outliers would come back",
+    ),
+    "median of nothing": (lambda: find.geometric_median(X[:0]), "The geometric median of no vectors was asked for"),
+    "against NaN": (
+        lambda: find.difference_of_means(X, Y, against=torch.full((4,), float("nan"))),
+        "The vector given as against holds NaN or infinite values",
     ),
     "robust": (lambda: find.difference_of_means(X, Y, robust="mode"), "robust='mode' is one of"),
     "against a word": (

@@ -84,13 +84,71 @@ def test_other_finders_and_per_prompt_positions(model, prompts) -> None:
     assert principal.overlap(find.pca(acts, rank=3)) > 1 - 1e-9
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_difference_of_means_is_gone_once_removed_and_rounding_is_not_taken_for_a_direction(prompts, dtype) -> None:
-    model = tiny(dtype=dtype)
+@pytest.mark.parametrize("finder", ["difference_of_means", "standardised", "class_means", "leace"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_difference_of_means_is_gone_once_removed_and_rounding_is_not_taken_for_a_direction(
+    prompts, dtype, finder: str
+) -> None:
+    model, chosen = tiny(dtype=dtype), finder
+    if finder == "standardised":
+        chosen = functools.partial(find.difference_of_means, standardised=True)
+    found = find.refitted(model, prompts, prompts[:, -1] > 5, LAST, chosen, 1)[LAST]
+    acts = collect(model, prompts, LAST, hooks=Ablate(found).at(LAST, pos=-1))[LAST].double()
+    if finder == "standardised":  # it is a reader, whose removal leaves a difference: the next one is none of rounding
+        assert find.refitted(model, prompts, prompts[:, -1] > 5, LAST, chosen, 2)[LAST].rank == 2
+        return
+    assert float((acts[prompts[:, -1] > 5].mean(0) - acts[prompts[:, -1] <= 5].mean(0)).norm()) < 0.02
     with pytest.raises(
-        ValueError, match=f"After 1 directions at {FIRST} .*Ask for that rank, or use a finder that goes on"
+        ValueError, match=f"After 1 directions at {LAST} .*Ask for that rank, or use a finder that goes on"
     ):
-        find.refitted(model, prompts, prompts[:, -1] > 5, FIRST, find.difference_of_means, 2)
+        find.refitted(model, prompts, prompts[:, -1] > 5, LAST, chosen, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_three_classes_have_two_directions_and_half_precision_does_not_hide_a_small_second_one(dtype) -> None:
+    """At the embedding, where they can be planted: the second is half a per cent of the activations' norm."""
+    embedding = torch.randn(11, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 0.01
+    embedding[:, 0], embedding[:, 1], embedding[:, 2] = 40.0, 0.0, 0.0
+    embedding[torch.arange(11) % 3 == 1, 1] = 4.0
+    embedding[torch.arange(11) % 3 == 2, 2] = 0.2
+    model = tiny(dtype=dtype, weights={"embed.W_E": embedding})
+    prompts = tokens_for(model, 400)
+    labels = prompts[:, -1] % 3
+    found = find.refitted(model, prompts, labels, "hook_embed", find.class_means, 2)["hook_embed"]
+    assert found.rank == 2
+    assert float(found.basis[2, 1].abs()) > 0.8
+    with pytest.raises(ValueError, match="After 2 directions at hook_embed"):
+        find.refitted(model, prompts, labels, "hook_embed", find.class_means, 3)
+
+
+def test_the_advice_is_another_finder_than_the_one_that_stopped(model, prompts) -> None:
+    for finder in (find.inlp, functools.partial(find.inlp, C=0.5), "inlp"):
+        with pytest.raises(ValueError, match=r"After \d directions at .* Ask for that rank\.$"):
+            find.refitted(model, prompts, prompts[:, -1] > 5, LAST, finder, 12)
+
+
+def test_finders_go_by_name_and_what_is_none_is_refused(model, prompts) -> None:
+    labels = prompts[:, -1] % 3
+    named = find.refitted(model, prompts, labels, LAST, "class_means", 2)[LAST]
+    assert torch.equal(named.basis, find.refitted(model, prompts, labels, LAST, find.class_means, 2)[LAST].basis)
+    with pytest.raises(ValueError, match=r"finder='means' is a function finder\(acts, labels\) or one of the names"):
+        find.refitted(model, prompts, labels, LAST, "means", 2)
+
+
+def test_a_finder_returns_a_subspace_and_reads_one_position(unchecked, model, prompts) -> None:
+    labels = prompts[:, -1] % 3
+    with pytest.raises(ValueError, match="The finder returned a Leace, and a Subspace is needed"):
+        find.refitted(model, prompts, labels, LAST, find.leace, 2)
+    with pytest.raises(ValueError, match=r"pos=\[-1\]: one position a prompt is needed"):
+        find.refitted(model, prompts, labels, LAST, find.class_means, 2, pos=[-1])
+
+
+def test_directions_that_only_vary_go_on_where_the_means_are_equal(model, prompts) -> None:
+    pairs = torch.arange(N) % 2 == 0
+    assert find.refitted(model, prompts, pairs, LAST, find.paired_svd, 5)[LAST].rank == 5
+    assert find.refitted(model, prompts, pairs, LAST, "pca", 5)[LAST].rank == 5
+    with pytest.raises(ValueError, match=r"After 1[456] directions"):
+        find.refitted(model, prompts, pairs, LAST, find.paired_svd, 17)
 
 
 def test_a_finder_that_repeats_itself_is_refused(model, prompts) -> None:

@@ -79,6 +79,36 @@ def test_of_two_classes_class_means_are_the_difference_of_means() -> None:
         assert torch.allclose(s.basis, r.basis, atol=1e-12)
 
 
+def test_class_means_of_thousands_of_classes_are_those_of_a_fit() -> None:
+    labels = torch.arange(900) % 300
+    x = draw(900, 12)
+    s, fitted = find.class_means(x, labels), mi.fit(x, mi.classes(labels))
+    assert torch.allclose((s.basis.T @ fitted.subspace().basis).abs(), torch.eye(12).double(), atol=1e-8)
+    assert s.source["rms"] == pytest.approx(fitted.singular_values().tolist())
+    assert s.source["r2"] == pytest.approx(fitted.r2)
+    many = torch.arange(6000) % 3000  # a one-hot of these is 3000 x 3000 to decompose: 14 s, and here 0.1 s
+    assert find.class_means(draw(6000, 12), many, rank=3).rank == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_class_means_that_are_equal_up_to_rounding_have_no_direction(dtype) -> None:
+    x, labels = draw(400, 6) + 3, torch.arange(800) >= 400
+    x[::2, 0] += 1.0
+    same = torch.cat([x, x]).to(dtype)
+    with pytest.raises(ValueError, match="The class means about their mean are all zero: there is no direction"):
+        find.class_means(same, labels)
+    with pytest.raises(ValueError, match="The chosen columns explain nothing"):
+        mi.fit(same, mi.contrast(labels)).subspace()
+    for removed in (same - 1e-9 * labels[:, None], same.double() * 1e6):  # in float32, what an edit in it may leave
+        if dtype == torch.float32:
+            with pytest.raises(ValueError, match="are all zero"):
+                find.class_means(removed.float(), labels)
+    small = same.double() + 1e-6 * labels[:, None]  # ten thousand times smaller than float32 would show
+    assert find.class_means(small, labels).rank == 1
+    assert mi.fit(small, mi.contrast(labels)).subspace().rank == 1
+    assert find.class_means((x + 0).bfloat16(), torch.arange(400) % 2).rank == 1
+
+
 # Paired differences
 
 
@@ -157,6 +187,26 @@ def test_the_whitened_writer_with_isotropic_noise_is_the_plain_svd() -> None:
         assert abs(cosine(find.whitened_svd(y, positive, rank=1, form=form), plain)) > 1 - 1e-9
 
 
+@pytest.mark.parametrize("form", ["writer", "reader"])
+def test_whitened_directions_point_to_the_positives_and_their_numbers_are_their_own(form: str) -> None:
+    flipped = 0
+    for seed in range(10):
+        units = torch.logspace(-1, 1, 10, dtype=torch.float64)
+        positive = torch.arange(600) % 4 > 1
+        x = (draw(600, 10, seed=seed) + 1.5 * positive[:, None] * draw(10, seed=seed + 50)) @ (
+            draw(10, 10, seed=seed + 100) * units
+        )
+        s = find.whitened_svd(x, positive, form=form)
+        assert ((x[positive].mean(0) - x[~positive].mean(0)) @ s.basis >= 0).all()
+        rows = x[positive] - x[~positive].mean(0)
+        rms = (rows @ s.basis).pow(2).mean(0).sqrt()
+        assert s.source["rms"] == pytest.approx(rms.tolist())
+        assert sum(s.source["explained"]) == pytest.approx(1)
+        assert s[3:5].source["rms"] == pytest.approx(rms[3:5].tolist())
+        flipped += int((torch.tensor(s.source["whitened_rms"]).argsort() != rms.argsort()).any())
+    assert flipped > 2  # which is why the numbers of the whitened space go by another name
+
+
 # PCA
 
 
@@ -226,6 +276,10 @@ BAD = {
     "unequal pairs": (lambda: find.paired_svd(X[:3], Y[:3]), "1 positive and 2 negative examples: pairs need as many"),
     "no differences": (lambda: find.paired_svd(torch.ones(4, 3), Y[:4]), "The paired differences are all zero"),
     "constant": (lambda: find.pca(torch.ones(4, 3)), "The activations about their mean are all zero"),
+    "singular with a ridge": (
+        lambda: find.whitened_svd(torch.cat([X[:1].repeat(12, 1), X[:12]]), torch.arange(24) >= 12, ridge=0.5),
+        "12 negative examples in 8 dimensions is singular: give a ridge above 0.5, if they vary at all",
+    ),
     "form": (lambda: find.whitened_svd(X, Y, form="both"), r"form='both' is 'writer' \(what the concept adds\)"),
     "ridge": (lambda: find.whitened_svd(X, Y, ridge=-1), "ridge=-1: a share of the mean variance, 0 or above"),
     "three classes": (lambda: find.pca(X, torch.arange(24) % 3), "pca takes two classes; the labels hold 3"),

@@ -5,8 +5,7 @@ Every finder is a function ``finder(acts [n d], labels, ..., name="") -> Subspac
 vectors say what a concept *writes*, probes what it is *read* by, PCA what is large.
 """
 
-from collections.abc import Callable
-
+from mi_ablate.find._named import FINDERS
 from mi_ablate.find.erasure import Leace, leace, leace_of, leace_subspace
 from mi_ablate.find.grid import Candidates, candidates
 from mi_ablate.find.means import difference_of_means
@@ -14,20 +13,6 @@ from mi_ablate.find.probes import inlp, lda, logistic
 from mi_ablate.find.refit import refitted
 from mi_ablate.find.robust import geometric_median, winsorised
 from mi_ablate.find.spectral import class_means, paired_svd, pca, whitened_svd
-from mi_ablate.subspace import Subspace
-
-FINDERS: dict[str, Callable[..., Subspace]] = {
-    "difference_of_means": difference_of_means,
-    "class_means": class_means,
-    "paired_svd": paired_svd,
-    "whitened_svd": whitened_svd,
-    "pca": pca,
-    "logistic": logistic,
-    "lda": lda,
-    "inlp": inlp,
-    "leace": leace_subspace,
-}
-"""Every finder by name, to compare them in a loop."""
 
 __all__ = [
     "FINDERS",

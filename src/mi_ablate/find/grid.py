@@ -8,11 +8,14 @@ Only per-class counts, means and centred squares are kept, in float64 (`mi_ablat
 O(classes d) a candidate whatever the number of prompts, and the batch size does not matter. Layer 0 and the last layer
 are candidates like any other, and one-layer models have them too.
 
-The table is of the prompts that the means come from. Where the classes are few examples in many dimensions, its share
-r2 is high for nothing; and the place where classes differ most need not be where the model uses the difference. Choose
-by an effect on other prompts.
+The table is of the prompts that the means come from. Classes that differ in nothing still explain (k - 1) / (n - 1) of
+the variance on average, so that number stands beside each share, and F = (r2 / (k - 1)) / ((1 - r2) / (n - k)), which is
+near 1 then (Anderson 2001, the pseudo-F of PERMANOVA). Neither is a p-value: how far F strays from 1 by chance depends
+on how many dimensions the activations fill, and the best of many places is above 1 anyway. The place where classes
+differ most need not be where the model uses the difference: choose by an effect on other prompts.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,11 +25,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mi_ablate._types import FwdHooks, Hook, HookedModel, nearest
-from mi_ablate.find._inputs import Labels, numbered
+from mi_ablate.find._inputs import Labels, numbered, warn_of_padding
 from mi_ablate.find.classwise import ClassMoments
 from mi_ablate.find.means import between_means
 from mi_ablate.find.robust import winsorised
-from mi_ablate.model import check_rows, layer_of, split, stream
+from mi_ablate.model import check_rows, check_tokens, layer_of, split, stream
 from mi_ablate.regression import Fit
 from mi_ablate.subspace import Subspace
 
@@ -48,6 +51,8 @@ class Candidates:
     labels: tuple[int, ...]
     """The labels of the classes, in rising order."""
     options: dict[str, Any]
+    means: dict[str, ClassMoments]
+    """Of the activations as they are; ``moments`` are of the bounded ones where ``robust`` is "winsor"."""
 
     def fit(self, site: str, pos: int = -1, head: int | None = None) -> Fit:
         """Return the fit of one candidate: one column "concept" of two classes, else one a class.
@@ -65,7 +70,7 @@ class Candidates:
         pos: int = -1,
         head: int | None = None,
         *,
-        against: str | Float[Tensor, " m"] | None = None,
+        against: str | Float[Tensor, " m"] | Sequence[float] | None = None,
         standardised: bool = False,
         name: str = "",
     ) -> Subspace:
@@ -80,25 +85,33 @@ class Candidates:
                 f"A difference of means takes two classes; here are {len(self.labels)}. "
                 "fit(site, pos, head).subspace(rank=...) gives the directions of several."
             )
-        where = {"site": site, "pos": pos, "head": head}
-        moments = self._at(Key(site, pos, head))
-        return between_means(moments, None, against, standardised, name or site, {**where, **self.options})
+        key = _plain(Key(site, pos, head))
+        moments, means = self._at(key), self._at(key, self.means).mean
+        n = {str(label): int(count) for label, count in zip(self.labels, moments.n, strict=True)}
+        options = {**key._asdict(), **self.options, "n": n}
+        return between_means(moments, means, against, standardised, name or site, options)
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a candidate, the largest share of variance explained (r2) first.
 
         ``norm`` is the size of the difference of means; with more than two classes, the root of the mean square of the
-        class means about the mean.
+        class means about the mean. ``chance`` is the r2 to expect of classes that differ in nothing, ``F`` the ratio of
+        the variance between to that within the classes, 1 for such classes (None where nothing varies within them). No
+        p-values: see the head of this module.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
+        k = len(self.labels)
         for site, moments in self.moments.items():
             between, total = moments.shares()
             r2 = torch.where(total > 0, between / total.clamp(min=1e-300), 0.0)
+            n = int(moments.n.sum())
             norm = between.sqrt() if len(self.labels) != 2 else (moments.mean[1] - moments.mean[0]).norm(dim=-1)
             for key in self._keys(site):
                 i = (self.positions.index(key.pos), *([] if key.head is None else [key.head]))
-                row = {"site": site, "layer": layer_of(site), "pos": key.pos, "head": key.head}
-                rows.append({**row, "norm": float(norm[i]), "r2": float(r2[i])})
+                row: dict[str, Any] = {"site": site, "layer": layer_of(site), "pos": key.pos, "head": key.head}
+                row |= {"norm": float(norm[i]), "r2": float(r2[i]), "chance": (k - 1) / (n - 1)}
+                left = (1 - row["r2"]) / (n - k) if n > k else 0.0
+                rows.append({**row, "F": row["r2"] / (k - 1) / left if left > 1e-15 else None})
         return sorted(rows, key=lambda row: -row["r2"])
 
     def __getitem__(self, key: Key | tuple[str, int] | tuple[str, int, int | None]) -> Fit:
@@ -121,7 +134,8 @@ class Candidates:
         heads = _heads(self.moments[site])
         return [Key(site, p, h) for p in self.positions for h in ([None] if heads is None else range(heads))]
 
-    def _at(self, key: Key) -> ClassMoments:
+    def _at(self, key: Key, among: dict[str, ClassMoments] | None = None) -> ClassMoments:
+        key = _plain(key)
         if key.site not in self.moments:
             raise KeyError(f"No candidate at {key.site!r}. {nearest(key.site, self.moments)}")
         if key.pos not in self.positions:
@@ -132,7 +146,7 @@ class Candidates:
         if heads is not None and (key.head is None or not 0 <= key.head < heads):
             raise KeyError(f"{key.site} has a candidate for each of {heads} heads: head=0 to {heads - 1}.")
         place = self.positions.index(key.pos)
-        return self.moments[key.site][(place,) if key.head is None else (place, key.head)]
+        return (among or self.moments)[key.site][(place,) if key.head is None else (place, key.head)]
 
 
 def candidates(
@@ -144,7 +158,8 @@ def candidates(
     pos: int | Sequence[int] = -1,
     attention_mask: Int[Tensor, "n p"] | Bool[Tensor, "n p"] | None = None,
     batch_size: int | None = None,
-    winsor: int | float | str | None = None,
+    robust: str | None = None,
+    quantile: int | float = 0.995,
     hooks: FwdHooks | Sequence[tuple[str, Hook]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Candidates:
@@ -155,10 +170,12 @@ def candidates(
         tokens: prompts; padded ones with their ``attention_mask``.
         labels: True where the concept is present, or whole numbers (classes), one a prompt.
         names: sites, as `sites` takes them; each head of a site with heads (hook_z) is a candidate of width d_head.
-        pos: positions; with an attention mask they count real tokens, on whichever side the padding is.
+        pos: one or several positions, the same for all prompts; with an attention mask they count real tokens, on either
+            side of the padding. Padding that is read without a mask is warned of.
         attention_mask: 1 for real tokens.
         batch_size: prompts a forward pass; None chooses by memory. The means do not depend on it.
-        winsor: bound each vector by this quantile of its own magnitudes, such as 0.995.
+        robust: None, or "winsor" to bound each vector by its own quantile of magnitudes, as in `difference_of_means`.
+        quantile: the quantile of "winsor".
         hooks: edits that stay attached meanwhile.
         progress: called with (prompts done, prompts in all).
 
@@ -167,21 +184,22 @@ def candidates(
 
     """
     index, values = numbered(labels, len(tokens))
-    if isinstance(winsor, str):
-        raise ValueError(
-            f"winsor={winsor!r} is a quantile such as 0.995. A median needs all activations at once: collect them at the "
-            "sites of interest and use difference_of_means(robust='median')."
-        )
+    options = _options(robust, quantile)
+    check_tokens(tokens)
     check_rows(list(hooks), len(tokens))
-    positions = [pos] if isinstance(pos, int) else list(pos)
-    if len(set(positions)) < len(positions):
-        raise ValueError(f"pos={positions} names a position twice.")
+    positions = _positions(pos)
+    if attention_mask is None:
+        warn_of_padding(model, tokens, torch.tensor([positions]))
+    plain: dict[str, ClassMoments] = {}
     found: dict[str, ClassMoments] = {}
-    batches = split(model, tokens, attention_mask, batch_size)
+    batches = split(model, tokens, None if attention_mask is None else torch.as_tensor(attention_mask), batch_size)
     for rows, acts in stream(model, batches, names, pos=positions, hooks=hooks):
         for site, x in acts.items():
             x = x.to(torch.float64)
-            part = ClassMoments(len(values)).update(x if winsor is None else winsorised(x, winsor), index[rows])
+            if robust is not None:
+                plain.setdefault(site, ClassMoments(len(values))).update(x, index[rows])
+                x = winsorised(x, quantile)
+            part = ClassMoments(len(values)).update(x, index[rows])
             if not bool(torch.isfinite(part.mean).all()):
                 raise ValueError(
                     f"NaN or infinite activations at {site}, in prompts {int(rows[0])} to {int(rows[-1])}."
@@ -189,7 +207,38 @@ def candidates(
             found.setdefault(site, ClassMoments(len(values))).merge(part)
         if progress is not None:
             progress(int(rows[-1]) + 1, len(tokens))
-    return Candidates(found, tuple(positions), tuple(values), {} if winsor is None else {"winsor": winsor})
+    return Candidates(found, tuple(positions), tuple(values), options, plain or found)
+
+
+def _options(robust: str | None, quantile: int | float) -> dict[str, Any]:
+    if robust not in (None, "winsor"):
+        raise ValueError(
+            f"robust={robust!r} is None or 'winsor' here. A median needs all activations at once: collect them at the "
+            "sites of interest and use difference_of_means(robust='median')."
+        )
+    return {} if robust is None else {"robust": robust, "quantile": quantile}
+
+
+def _positions(pos: object) -> list[int]:
+    """The positions as a list of ints, each named once."""
+    given: list[Any] = list(pos) if isinstance(pos, Sequence) and not isinstance(pos, str) else [pos]
+    try:
+        positions = [operator.index(p) for p in given if not isinstance(p, (bool, Tensor))]
+    except TypeError:
+        positions = []
+    if not given or len(positions) < len(given):
+        raise ValueError(
+            f"pos={pos!r}: candidates are at an int or a list of ints, the same for all prompts, such as pos=[-2, -1] or "
+            "range(-4, 0). For one position a prompt, collect the activations and use difference_of_means."
+        )
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"pos={pos} names a position twice.")
+    return positions
+
+
+def _plain(key: Key) -> Key:
+    """The key with numpy's integers as ints, so that it goes into a file."""
+    return Key(key.site, operator.index(key.pos), None if key.head is None else operator.index(key.head))
 
 
 def _heads(moments: ClassMoments) -> int | None:

@@ -11,13 +11,14 @@ It misleads where the classes differ in something else too (length, topic, punct
 direction is what separates two *means*; it need not be the only way in which a model represents the concept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mi_ablate.find._inputs import Labels, in_pairs, two_classes
+from mi_ablate.find._inputs import Labels, counts, in_pairs, two_classes
 from mi_ablate.find.classwise import ClassMoments
 from mi_ablate.find.robust import geometric_median, winsorised
 from mi_ablate.regression import _activations
@@ -31,7 +32,7 @@ def difference_of_means(
     labels: Labels,
     *,
     paired: bool = False,
-    against: str | Float[Tensor, " m"] | None = None,
+    against: str | Float[Tensor, " m"] | Sequence[float] | None = None,
     standardised: bool = False,
     robust: str | None = None,
     quantile: int | float = 0.995,
@@ -40,28 +41,36 @@ def difference_of_means(
     """Return r = mu+ - mu- as a subspace of rank 1, with its size; the positive class has the larger coordinate.
 
     ``source["coordinates"]`` holds the mean coordinate of each class along the unit direction, which affine concept
-    editing moves to (Ablate to the reference mean).
+    editing moves to (Ablate to the reference mean): of the activations as they are, also where they were bounded to find
+    the direction; with the median, the medians' coordinates.
 
     Args:
         acts: activations, one row an example.
         labels: True where the concept is present, or two whole numbers of which the larger is the positive class.
         paired: row i of the positives belongs to row i of the negatives. The mean is the same; counts that differ are
             refused, and the robust median is taken of the differences.
-        against: "reference" to remove what r has along the mean of the negative class, or a vector ``[d]``.
+        against: "reference" to remove what r has along the mean of the negative class (the robust one, where one is
+            asked for), or a vector ``[d]``.
         standardised: divide each coordinate by the root of the mean of the two class variances; a coordinate that
-            never varies gives 0.
+            never varies gives 0. Not with the median, whose spread would not be robust.
         robust: None, "winsor" (bound each vector by its own quantile of magnitudes) or "median" (geometric median).
         quantile: the quantile of "winsor".
         name: what to call the result.
 
     Raises:
-        ValueError: one class only, equal means, pairs that do not match, NaN, nothing left beside ``against``.
+        ValueError: one class only, equal means, pairs that do not match, NaN, nothing left beside ``against``, a median
+            that is to be standardised.
 
     """
-    x = _activations(acts)
-    positive = two_classes(labels, len(x), "difference_of_means")
+    raw = x = _activations(acts)
+    positive, values = two_classes(labels, len(x), "difference_of_means")
     if robust not in ROBUST:
         raise ValueError(f"robust={robust!r} is one of {ROBUST}.")
+    if robust == "median" and standardised:
+        raise ValueError(
+            "robust='median' has no spread to go with it: the outliers would come back through the variances. Use "
+            "robust='winsor' with standardised=True, or leave standardised out."
+        )
     if robust == "winsor":
         x = winsorised(x, quantile)
     moments = ClassMoments(2).update(x, positive.long())
@@ -70,29 +79,32 @@ def difference_of_means(
         ups, downs = in_pairs(x, positive)
         r = geometric_median(ups - downs) if robust == "median" else (ups - downs).mean(0)
     if robust == "median":
-        positive = positive.to(x.device)
-        moments.mean = torch.stack([geometric_median(x[~positive]), geometric_median(x[positive])])
+        here = positive.to(x.device)
+        moments.mean = torch.stack([geometric_median(x[~here]), geometric_median(x[here])])
+    means = ClassMoments(2).update(raw, positive.long()).mean if robust == "winsor" else moments.mean
     options: dict[str, Any] = {"paired": paired, "robust": robust}
     options |= {"quantile": quantile} if robust == "winsor" else {}
-    return between_means(moments, r, against, standardised, name, options)
+    options |= {"n": counts(positive.long(), values)}
+    return between_means(moments, means, against, standardised, name, options, r)
 
 
 def between_means(
     moments: ClassMoments,
-    r: Float[Tensor, " d"] | None,
-    against: str | Float[Tensor, " m"] | None,
+    means: Float[Tensor, "2 d"],
+    against: str | Float[Tensor, " m"] | Sequence[float] | None,
     standardised: bool,
     name: str,
     options: dict[str, Any],
+    r: Float[Tensor, " d"] | None = None,
 ) -> Subspace:
-    """Return the direction from two classes' means ``[2 d]`` and variances, or from a difference that is known."""
+    """Return the direction from two classes' moments, or from a difference that is known; ``means`` of coordinates."""
     low, high = moments.mean
     raw = high - low if r is None else r
     if float(raw.norm()) <= 1e-13 * float(moments.mean.norm()):
         raise ValueError("The two class means are equal: there is no direction between them.")
     r = _standardised(raw, moments) if standardised else raw
     if against is not None:
-        r = _projected(r, low if isinstance(against, str) else against, against)
+        r = _projected(r, low, against)
     size = r.norm()
     v = r / size
     v = -v if float(v @ raw) < 0 else v
@@ -101,9 +113,8 @@ def between_means(
         **options,
         "against": against if against is None or isinstance(against, str) else "vector",
         "standardised": standardised,
-        "n": {"negative": int(moments.n[0]), "positive": int(moments.n[1])},
         "sizes": [float(size)],
-        "coordinates": {"negative": float(low @ v), "positive": float(high @ v)},
+        "coordinates": {"negative": float(means[0] @ v), "positive": float(means[1] @ v)},
     }
     return Subspace(v[:, None], name or "difference of means", source)
 
@@ -120,12 +131,15 @@ def _standardised(r: Tensor, moments: ClassMoments) -> Tensor:
     return torch.where(constant, 0.0, r / torch.where(constant, 1.0, spread))
 
 
-def _projected(r: Tensor, reference: Tensor, against: str | Tensor) -> Tensor:
+def _projected(r: Tensor, low: Tensor, against: str | Sequence[float] | Tensor) -> Tensor:
     if isinstance(against, str) and against != "reference":
         raise ValueError(f"against={against!r} is None, 'reference' (the mean of the negative class) or a vector [d].")
+    reference = low if isinstance(against, str) else torch.as_tensor(against).detach()
     if reference.shape != r.shape:
         raise ValueError(f"against has shape {list(reference.shape)}; a vector [d] = [{len(r)}] is needed.")
     reference = reference.to(r)
+    if not torch.isfinite(reference).all():
+        raise ValueError("The vector given as against holds NaN or infinite values.")
     if float(reference.norm()) == 0:
         return r
     unit, left = reference / reference.norm(), r

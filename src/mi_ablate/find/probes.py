@@ -10,7 +10,9 @@ rounds; `mi_ablate.find.leace` does it in one), and adding it need not write the
 does not show that the model does.
 
 Inputs are standardised for the fit and the weights mapped back, so a direction can be used on the activations as they
-are. ``source["accuracy"]`` is cross-validated, ``source["chance"]`` the share of the largest class.
+are. ``source["accuracy"]`` is cross-validated, ``source["chance"]`` the share of the largest class. With unequal classes
+that share is hard to beat for a probe that reads the concept well, so ``source["balanced_accuracy"]`` stands beside it:
+the mean over classes of the share that is right in each, 1 / classes by chance. INLP goes by it alone.
 """
 
 import warnings
@@ -21,7 +23,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_ablate.find._inputs import Labels, checked_rank, counts, in_order, numbered, ordered, oriented
+from mi_ablate.find._inputs import (
+    Labels,
+    checked_rank,
+    counts,
+    in_order,
+    numbered,
+    ordered,
+    oriented,
+    rounding,
+    to_the_furthest,
+)
 from mi_ablate.regression import _activations
 from mi_ablate.subspace import Subspace
 
@@ -34,8 +46,8 @@ def logistic(
 ) -> Subspace:
     """Return the weight directions of a logistic probe: one of two classes, classes - 1 of more.
 
-    Of more than two classes they are ordered by the singular values of the weights (on standardised inputs), and each
-    points to the class whose score rises most along it.
+    Of more than two classes they are ordered by the singular values of the weights (on standardised inputs), made
+    orthonormal in that order, and each points to the class whose score rises most along it.
 
     Args:
         acts: activations, one row an example.
@@ -53,8 +65,8 @@ def logistic(
     make, scale = _logistic(C), _scale(x)
     scaled = (x - x.mean(0)) / scale
     source: dict[str, Any] = {"method": "logistic probe", "C": C, "n": counts(index, values)}
-    columns = _weights(scaled, index, make, rank) / scale[:, None]
-    return in_order(columns, name or "logistic probe", {**source, **_score(scaled, index, make)})
+    basis = _directions(scaled, scale, index, make, rank)
+    return Subspace(basis, name or "logistic probe", {**source, **_score(scaled, index, make)})
 
 
 def lda(
@@ -67,6 +79,9 @@ def lda(
 ) -> Subspace:
     """Return the linear discriminants, the largest ratio of between- to within-class variance first.
 
+    They are made orthonormal in that order, and each points to the class whose mean is furthest along it; of two, to the
+    larger label. ``source["discriminants_explained"]`` holds their shares of the ratio before that.
+
     Args:
         acts: activations, one row an example.
         labels: True and False, or any whole numbers.
@@ -76,7 +91,8 @@ def lda(
         name: what to call the result.
 
     Raises:
-        ValueError: one class only, a singular covariance (shrinkage 0 and few examples), a rank that is not there.
+        ValueError: one class only, equal means, a singular covariance (shrinkage 0 and few examples), a rank that is
+            not there.
 
     """
     from numpy.linalg import LinAlgError
@@ -86,6 +102,10 @@ def lda(
     index, values = numbered(labels, len(x))
     if len(x) <= len(values):
         raise ValueError(f"{len(x)} examples of {len(values)} classes: a within-class covariance needs more examples.")
+
+    means = torch.stack([x[(index == i).to(x.device)].mean(0) for i in range(len(values))])
+    if float((means - means.mean(0)).norm(dim=1).max()) <= rounding(torch.as_tensor(acts)):
+        raise ValueError("The class means are equal up to rounding: no linear discriminant tells the classes apart.")
 
     def make() -> Any:
         return LinearDiscriminantAnalysis(solver="eigen", shrinkage=shrinkage)
@@ -101,13 +121,11 @@ def lda(
         ) from error
     ratio = torch.tensor(probe.explained_variance_ratio_[: len(values) - 1].tolist())
     full = int((ratio > 1e-10).sum())
-    checked_rank(rank, full, f"classes differ along {full} discriminants")
-    columns = torch.as_tensor(probe.scalings_[:, : rank or full].copy()).to(x)
-    means = torch.stack([x[(index == i).to(x.device)].mean(0) for i in range(len(values))])
-    columns = _towards_the_furthest(columns, means)
+    kept = checked_rank(rank, full, f"classes differ along {full} discriminants")
+    basis = to_the_furthest(in_order(torch.as_tensor(probe.scalings_[:, :kept].copy()).to(x)), means)
     source: dict[str, Any] = {"method": "LDA", "shrinkage": shrinkage, "n": counts(index, values)}
-    source |= {"explained": ratio[: columns.shape[1]].tolist(), **_score(x, index, make)}
-    return in_order(columns, name or "LDA", source)
+    source |= {"discriminants_explained": ratio[:kept].tolist(), **_score(x, index, make)}
+    return Subspace(basis, name or "LDA", source)
 
 
 def inlp(
@@ -115,9 +133,10 @@ def inlp(
 ) -> Subspace:
     """Return the directions of logistic probes fitted one after another, each on what the earlier ones leave.
 
-    It stops when the next probe's cross-validated accuracy is within two standard errors of chance (the share of the
-    largest class); ``source["stopped"]`` says why it ended, ``source["accuracy"]`` holds the accuracy before each
-    probe was removed, and the last one after all of them.
+    Classes count the same whatever their sizes: the probe's loss weighs them so, and it is judged by its cross-validated
+    balanced accuracy. It stops where that is within two standard errors of chance, 1 / classes;
+    ``source["stopped"]`` says why it ended ("chance", "rank" or "nothing left"), and ``source["balanced_accuracy"]`` holds
+    the balanced accuracy before each round of classes - 1 directions, and after the last one where it ended at chance.
 
     Args:
         acts: activations, one row an example.
@@ -132,45 +151,48 @@ def inlp(
     """
     x = _activations(acts)
     index, values = numbered(labels, len(x))
-    checked_rank(rank, x.shape[1], f"activations have {x.shape[1]} dimensions")
-    if int(torch.bincount(index).min()) < 2:
+    rank = None if rank is None else checked_rank(rank, x.shape[1], f"activations have {x.shape[1]} dimensions")
+    sizes = torch.bincount(index)
+    if int(sizes.min()) < 2:
         raise ValueError("INLP stops at chance on held-out folds: each class needs at least two examples.")
-    make, scale, left = _logistic(C), _scale(x)[:, None], x - x.mean(0)
+    make, scale, left = _logistic(C, "balanced"), _scale(x), x - x.mean(0)
+    chance = 1 / len(values)
+    error = chance * (chance * (1 - chance) * float((1 / sizes).sum())) ** 0.5
     basis, accuracy, stopped = x[:0].T, [], "rank"
     while rank is None or basis.shape[1] < rank:
-        score = _score(left / scale.T, index, make)
-        accuracy.append(score["accuracy"])
-        if score["accuracy"] <= score["chance"] + 2 * (score["chance"] * (1 - score["chance"]) / len(x)) ** 0.5:
+        accuracy.append(_score(left / scale, index, make)["balanced_accuracy"])
+        if accuracy[-1] <= chance + 2 * error:
             stopped = "chance"
             break
-        columns = _weights(left / scale.T, index, make, None) / scale
-        basis = Subspace.span(torch.cat([basis, columns], dim=1).T).basis
+        new = _directions(left / scale, scale, index, make, None, beside=basis)
+        basis = torch.cat([basis, new], dim=1)
         left = left - (left @ basis) @ basis.T
-        if float(left.norm()) <= 1e-9 * float(x.norm()):
+        if new.shape[1] == 0 or float(left.norm()) <= 1e-9 * float(x.norm()):
             stopped = "nothing left"
             break
     found = basis.shape[1]
     if found == 0:
         raise ValueError(
-            f"A probe reaches {accuracy[0]:.3f} on held-out folds, which is chance: there is nothing to remove."
+            f"A probe reaches a balanced accuracy of {accuracy[0]:.3f} on held-out folds, which is chance: there is "
+            "nothing to remove."
         )
     if rank is not None and found < rank:
         raise ValueError(
             f"rank {rank} was asked for; after {found} directions INLP stops ({stopped}). Ask for at most {found}, or "
             "leave rank out."
         )
-    source = {"method": "INLP", "C": C, "n": counts(index, values), "accuracy": accuracy, "stopped": stopped}
-    return Subspace(basis[:, : rank or found].contiguous(), name or "INLP", {**source, "chance": _chance(index)})
+    source = {"method": "INLP", "C": C, "n": counts(index, values), "balanced_accuracy": accuracy, "stopped": stopped}
+    return Subspace(basis[:, : rank or found].contiguous(), name or "INLP", {**source, "chance": chance})
 
 
-def _logistic(C: int | float) -> Callable[[], Any]:
+def _logistic(C: int | float, weights: str | None = None) -> Callable[[], Any]:
     if C <= 0:
         raise ValueError(f"C={C}: the inverse strength of the penalty, above 0.")
 
     def make() -> Any:
         from sklearn.linear_model import LogisticRegression
 
-        return LogisticRegression(C=C, max_iter=2000)
+        return LogisticRegression(C=C, max_iter=2000, class_weight=weights)
 
     return make
 
@@ -181,34 +203,46 @@ def _scale(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     return torch.where(spread <= 1e-12 * x.abs().amax(0), torch.ones_like(spread), spread)
 
 
-def _weights(
-    x: Float[Tensor, "n d"], index: Int[Tensor, " n"], make: Callable[[], Any], rank: int | None
+def _directions(
+    x: Float[Tensor, "n d"],
+    scale: Float[Tensor, " d"],
+    index: Int[Tensor, " n"],
+    make: Callable[[], Any],
+    rank: int | None,
+    beside: Float[Tensor, "d b"] | None = None,
 ) -> Float[Tensor, "d r"]:
-    """The directions of a probe's weights, ordered and signed; those of two classes as they are."""
+    """The directions of a probe's weights on scaled inputs, orthonormal in activation space, ordered and signed.
+
+    ``beside`` is a basis that they are made orthogonal to first.
+    """
     weights = torch.as_tensor(make().fit(x.cpu().numpy(), index.numpy()).coef_).to(x)
     rows = weights - weights.mean(0) if len(weights) > 1 else weights
-    basis, _ = ordered(rows, rank, "weights of the probe")
-    return oriented(basis, rows[0]) if len(rows) == 1 else _towards_the_furthest(basis, rows)
-
-
-def _towards_the_furthest(basis: Float[Tensor, "d r"], rows: Float[Tensor, "k d"]) -> Float[Tensor, "d r"]:
-    """The columns, each pointing to the row furthest along it; of two, to the last."""
-    along = (rows - rows.mean(0)) @ basis
-    furthest = along[-1] if len(rows) == 2 else along.gather(0, along.abs().argmax(0, keepdim=True))[0]
-    return basis * furthest.sign()
+    columns, _ = ordered(rows, rank, "weights of the probe")
+    columns, rows = columns / scale[:, None], rows / scale
+    if beside is not None:
+        columns = in_order(torch.cat([beside, columns], dim=1))[:, beside.shape[1] :]
+    else:
+        columns = in_order(columns)
+    return oriented(columns, rows[0]) if len(rows) == 1 else to_the_furthest(columns, rows)
 
 
 def _score(x: Tensor, index: Int[Tensor, " n"], make: Callable[[], Any]) -> dict[str, Any]:
-    """Cross-validated accuracy (None where a class has a single example), and chance."""
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    """Cross-validated accuracies (None where a class has a single example, or a fold cannot be fitted), and chance."""
+    from numpy.linalg import LinAlgError
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    folds = min(_FOLDS, int(torch.bincount(index).min()))
+    sizes = torch.bincount(index)
+    found: dict[str, Any] = {"accuracy": None, "balanced_accuracy": None, "chance": int(sizes.max()) / len(index)}
+    folds = min(_FOLDS, int(sizes.min()))
     if folds < 2:
-        return {"accuracy": None, "chance": _chance(index)}
+        return found
     splits = StratifiedKFold(folds, shuffle=True, random_state=_SEED)
-    scores = cross_val_score(make(), x.cpu().numpy(), index.numpy(), cv=splits)
-    return {"accuracy": float(scores.mean()), "chance": _chance(index)}
-
-
-def _chance(index: Int[Tensor, " n"]) -> float:
-    return float(torch.bincount(index).max() / len(index))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # eigenvalues that are zero in a fold
+            told = torch.as_tensor(cross_val_predict(make(), x.cpu().numpy(), index.numpy(), cv=splits))
+    except (LinAlgError, ValueError):
+        return found
+    right = (told == index).to(torch.float64)
+    each = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, index, right) / sizes
+    return {**found, "accuracy": float(right.mean()), "balanced_accuracy": float(each.mean())}

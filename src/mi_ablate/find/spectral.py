@@ -7,8 +7,10 @@
                    (writers: what the concept adds) or (S + e I)^(-1/2) (readers: what tells it apart). Different things
     pca            SVD of the activations minus their mean, no labels: the largest directions, not those of a concept
 
-``source["explained"]`` holds each direction's share of the sum of squares, ``source["rms"]`` its root mean square (of
-whitened differences in units of the negative class's spread).
+``source["rms"]`` holds the root mean square along each direction that is returned, in activation units, and
+``source["explained"]`` its share of the sum of squares. whitened_svd orders by what it finds in the whitened space, whose
+directions are no longer orthogonal once mapped back: their numbers, in units of the negative class's spread, are
+``source["whitened_rms"]`` and ``source["whitened_explained"]``, and stay whole when a part of the subspace is taken.
 
 They mislead in the order: singular values rank by variance, and a large direction need not be one that the model
 reads. Centring paired differences throws the mean contrast away (cosine 0.07 to a planted concept, uncentred 0.98),
@@ -21,9 +23,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mi_ablate.design import classes
-from mi_ablate.find._inputs import Labels, counts, in_order, in_pairs, numbered, ordered, oriented, two_classes
-from mi_ablate.regression import _activations, fit
+from mi_ablate.find._inputs import (
+    Labels,
+    counts,
+    in_order,
+    in_pairs,
+    numbered,
+    ordered,
+    oriented,
+    rounding,
+    to_the_furthest,
+    two_classes,
+)
+from mi_ablate.find.classwise import ClassMoments
+from mi_ablate.regression import _activations
 from mi_ablate.subspace import Subspace
 
 FORMS = ("writer", "reader")
@@ -43,20 +56,19 @@ def class_means(acts: Float[Tensor, "n d"], labels: Labels, *, rank: int | None 
         name: what to call the result.
 
     Raises:
-        ValueError: one class only, equal means, a rank that is not there.
+        ValueError: one class only, means that are equal up to rounding, a rank that is not there.
 
     """
     x = _activations(acts)
     index, values = numbered(labels, len(x))
-    found = fit(x, classes(index))
-    basis, s = ordered(found.coef, rank, "class means about their mean")
-    if len(values) == 2:
-        basis = oriented(basis, found.coef[1])
-    else:
-        along = found.coef @ basis
-        basis = basis * along.gather(0, along.abs().argmax(0, keepdim=True))[0].sign()
-    source = {"method": "class means", "weighting": "each class the same", "n": counts(index, values), "r2": found.r2}
-    return Subspace(basis.contiguous(), name or "class means", {**source, **_sizes(s, basis, len(values))})
+    moments = ClassMoments(len(values)).update(x, index)
+    rows = moments.mean - moments.mean.mean(0)
+    basis, s = ordered(rows, rank, "class means about their mean", rounding(torch.as_tensor(acts)))
+    basis = to_the_furthest(basis, rows)
+    between, total = moments.shares()
+    source: dict[str, Any] = {"method": "class means", "weighting": "each class the same", "n": counts(index, values)}
+    source |= {"r2": float(between / total), **_sizes(s, basis, len(values))}
+    return Subspace(basis, name or "class means", source)
 
 
 def paired_svd(
@@ -82,12 +94,14 @@ def paired_svd(
 
     """
     x = _activations(acts)
-    ups, downs = in_pairs(x, two_classes(labels, len(x), "paired_svd"))
+    positive, values = two_classes(labels, len(x), "paired_svd")
+    ups, downs = in_pairs(x, positive)
     rows = ups - downs
     mean = rows.mean(0)
     basis, s = ordered(rows - mean if centred else rows, rank, "paired differences")
     basis = oriented(basis, mean)
-    source = {"method": "paired SVD", "centred": centred, "n": {"pairs": len(rows)}, **_sizes(s, basis, len(rows))}
+    source = {"method": "paired SVD", "centred": centred, "pairs": len(rows), "n": counts(positive.long(), values)}
+    source |= _sizes(s, basis, len(rows))
     return Subspace(basis, name or "paired SVD", source)
 
 
@@ -103,7 +117,8 @@ def whitened_svd(
 ) -> Subspace:
     """Return the singular directions of the differences in the metric of the negative class's covariance S.
 
-    Where a large direction varies in both classes alike, a plain SVD finds that one; whitened, it counts as noise.
+    Where a large direction varies in both classes alike, a plain SVD finds that one; whitened, it counts as noise. The
+    directions are made orthonormal in their order, and each points to the positive class.
 
     Args:
         acts: activations, one row an example.
@@ -121,7 +136,8 @@ def whitened_svd(
 
     """
     x = _activations(acts)
-    positive = two_classes(labels, len(x), "whitened_svd").to(x.device)
+    found, labelled = two_classes(labels, len(x), "whitened_svd")
+    positive = found.to(x.device)
     if form not in FORMS:
         raise ValueError(f"form={form!r} is 'writer' (what the concept adds) or 'reader' (what tells it apart).")
     if ridge < 0:
@@ -131,18 +147,22 @@ def whitened_svd(
     values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(downs) - 1))
     values = values.clamp(min=0) + ridge * values.clamp(min=0).mean()
     if float(values[0]) <= 1e-12 * float(values[-1]):
+        more = "a ridge above 0, such as 0.01" if ridge == 0 else f"a ridge above {ridge}, if they vary at all"
         raise ValueError(
             f"The covariance of {len(downs)} negative examples in {x.shape[1]} dimensions is singular: "
-            "give a ridge above 0, such as 0.01, or more examples."
+            f"give {more}, or more examples."
         )
     root = values.sqrt()
     rows = ups - (downs if paired else downs.mean(0))
     white, s = ordered((rows @ vectors) / root, rank, "whitened differences")
     basis = vectors @ (white * root[:, None] if form == "writer" else white / root[:, None])
-    mean = ups.mean(0) - downs.mean(0)
+    basis = oriented(in_order(basis), ups.mean(0) - downs.mean(0))
     source: dict[str, Any] = {"method": "whitened SVD", "form": form, "ridge": ridge, "paired": paired}
-    source |= {"n": {"negative": len(downs), "positive": len(ups)}, **_sizes(s, basis, len(rows))}
-    return in_order(oriented(basis, mean), name or f"whitened SVD, {form}", source)
+    whitened = {f"whitened_{key}": value for key, value in _sizes(s, basis, len(rows)).items()}
+    square = (rows @ basis).pow(2).sum(0)
+    source |= {"n": counts(found.long(), labelled), "explained": (square / rows.pow(2).sum()).tolist()}
+    source |= {"rms": (square / len(rows)).sqrt().tolist(), **whitened}
+    return Subspace(basis, name or f"whitened SVD, {form}", source)
 
 
 def pca(
@@ -158,13 +178,14 @@ def pca(
 
     """
     x = _activations(acts)
-    towards = None
+    towards, n = None, {"all": len(x)}
     if labels is not None:
-        positive = two_classes(labels, len(x), "pca").to(x.device)
+        found, values = two_classes(labels, len(x), "pca")
+        positive, n = found.to(x.device), counts(found.long(), values)
         towards = x[positive].mean(0) - x[~positive].mean(0)
     basis, s = ordered(x - x.mean(0), rank, "activations about their mean")
     basis = oriented(basis, towards)
-    return Subspace(basis, name or "PCA", {"method": "PCA", "n": len(x), **_sizes(s, basis, len(x))})
+    return Subspace(basis, name or "PCA", {"method": "PCA", "n": n, **_sizes(s, basis, len(x))})
 
 
 def _sizes(s: Float[Tensor, " all"], basis: Float[Tensor, "d r"], n: int) -> dict[str, list[float]]:
