@@ -56,7 +56,7 @@ ORDER = (
     ("studies",),
     ("_page",),
     ("report",),
-    ("demo",),
+    ("demo", "fourier_analysis"),
     ("cli",),
 )
 """A module imports only from those in earlier rows (and, inside a package, from its own)."""

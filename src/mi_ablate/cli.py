@@ -22,18 +22,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Threads = Annotated[int, typer.Option(help="Torch threads; more than one is often slower on a shared machine.")]
+Operation = Annotated[str | None, typer.Option(help="Which operation of a model with several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the summary.")]
 
 
 @app.command()
 def demo(
     model: Annotated[str, typer.Option(help="A zoo id, a toy checkpoint or a published toy file.")] = "add97",
     out: Annotated[Path, typer.Option(help="Folder for demo.html.")] = Path("out"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
+    as_json: AsJson = False,
     frequencies: Annotated[int, typer.Option(help="Frequencies of the answer circle, by energy of W_E.")] = 10,
-    operation: Annotated[str | None, typer.Option(help="Which operation of a model with several.")] = None,
-    full: Annotated[
-        bool, typer.Option(help="Every site on all inputs, every k and ablation. Prints an estimate.")
-    ] = False,
+    operation: Operation = None,
+    full: Annotated[bool, typer.Option(help="Every site on all inputs, every k; prints an estimate.")] = False,
     draws: Annotated[int | None, typer.Option(help="Seeds of each random control.")] = None,
     threads: Threads = 1,
 ) -> None:
@@ -43,20 +43,39 @@ def demo(
     from mi_ablate.demo import page as as_page
     from mi_ablate.demo import take_apart
 
-    toy = toys.load(model)
-    found = take_apart(
-        toy,
-        frequencies=frequencies,
-        operation=operation,
-        full=full,
-        draws=draws,
-        report=lambda line: typer.echo(f"  {line}", err=True),
-    )
+    options: dict[str, Any] = {"frequencies": frequencies, "operation": operation, "full": full, "draws": draws}
+    found = take_apart(toys.load(model), **options, report=_progress)
     page = as_page.write(found, out / "demo.html", command=_command())
     if as_json:
         typer.echo(json.dumps({**found.to_json(), "page": str(page)}))
     else:
         as_page.print_tables(found)
+        typer.echo(f"\nPage: {page}")
+
+
+@app.command()
+def fourier(
+    model: Annotated[str, typer.Argument(help="A zoo id, a toy checkpoint or a published toy file.")] = "nanda113",
+    out: Annotated[Path, typer.Option(help="Folder for fourier.html.")] = Path("out"),
+    as_json: AsJson = False,
+    frequencies: Annotated[int, typer.Option(help="Key frequencies to take by energy of W_E.")] = 5,
+    operation: Operation = None,
+    full: Annotated[bool, typer.Option(help="Symmetricity of all triples too: minutes at p = 113.")] = False,
+    threads: Threads = 1,
+) -> None:
+    """Analyse modular arithmetic in frequencies: spectra, key frequencies, losses, Clock or Pizza, necessity, progress."""
+    _threads(threads)
+    from mi_ablate import toys
+    from mi_ablate.fourier_analysis import analyse
+    from mi_ablate.fourier_analysis import page as as_page
+
+    folder = None if model in toys.names() else Path(model).parent
+    found = analyse(toys.load(model), operation, count=frequencies, folder=folder, full=full, report=_progress)
+    page = as_page.write(found, out / "fourier.html", command=_command())
+    if as_json:
+        typer.echo(json.dumps({**found.to_json(), "page": str(page)}))
+    else:
+        as_page.print_summary(found)
         typer.echo(f"\nPage: {page}")
 
 
@@ -73,9 +92,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Recipe: another seed than its own.")] = None,
     steps: Annotated[int | None, typer.Option(help="Recipe: another number of steps than its own.")] = None,
     resume: Annotated[bool, typer.Option(help="Recipe: continue from the folder's checkpoint.")] = True,
-    engine: Annotated[
-        str | None, typer.Option(help="Grid: local (processes; the default) or ray (needs the extra ray).")
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Grid: local processes (default), or ray (an extra).")] = None,
     workers: Annotated[int | None, typer.Option(help="Grid: tasks at once; as many as cores by default.")] = None,
     stack: Annotated[int | None, typer.Option(help="Grid: cells of one shape trained together; for GPUs.")] = None,
     gpu_share: Annotated[
@@ -182,9 +199,7 @@ def runs(
     results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("benchmarks/results/studies"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON list.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the training curves as a page.")] = None,
-    by: Annotated[
-        str, typer.Option(help="What has a colour of its own in the curves: config, seed, or a setting.")
-    ] = "config",
+    by: Annotated[str, typer.Option(help="What has its own colour: config, seed, or a setting.")] = "config",
 ) -> None:
     """List the recorded cells of grids: what they are, how they ended, and their training curves."""
     from mi_ablate.sweep import listing, table
@@ -264,6 +279,10 @@ def main() -> None:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"error: {text}", err=True)
         raise SystemExit(2) from None
+
+
+def _progress(line: str) -> None:
+    typer.echo(f"  {line}", err=True)
 
 
 def _command() -> str:
