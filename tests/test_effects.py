@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import mi_ablate as mi
 from mi_ablate import (
     Ablate,
     Add,
@@ -33,9 +34,12 @@ from mi_ablate import (
     last_residual,
     logit_diff,
     next_token_loss,
+    refusal_rate,
+    refusal_score,
     removal_curve,
     sites,
 )
+from mi_ablate._walks import another_row
 from mi_ablate.curves import Survived
 from mi_ablate.replay import from_layer, replay
 from mi_ablate.toys.config import ToyConfig
@@ -447,7 +451,7 @@ def test_one_prompt_has_an_effect_but_no_variance(model, prompts, answers) -> No
     found = effect(model, prompts[:1], hooks, metric, controls={})
     assert math.isnan(found.variance_removed["edited"])
     assert torch.equal(found.edited, whole_scores(model, prompts[:1], hooks, metric))
-    with pytest.raises(ValueError, match="A covariance needs at least two vectors; 1 were given"):
+    with pytest.raises(ValueError, match="needs two or more vectors; 1 is edited"):
         effect(model, prompts[:1], hooks, metric)
 
 
@@ -508,7 +512,7 @@ def test_mean_ablation_writes_the_mean_and_resampling_another_prompts_values(mod
     metric, acts = logit_diff(answers, (answers + 1) % 11), collect(model, prompts, LAST)[LAST]
     for ablation in ("mean", "resample"):
         curve = removal_curve(model, prompts, S, metric, at=LAST, ablation=ablation, ks=[4], controls={}, seed=3)
-        order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+        order = another_row(40, 3)
         to = acts.mean(0) if ablation == "mean" else acts[order]
         wanted = whole_scores(model, prompts, Ablate(S, to).at(LAST, pos=-1), metric).mean()
         assert curve.ks == (0, 4)
@@ -625,7 +629,7 @@ def test_frozen_norms_are_those_of_a_clean_run(model, prompts, answers, place: s
     expected = place.split(",")[0] if has_hooked_transformer() or place == "readout" else "whole"
     assert (curve.replay, curve.norms) == (expected, "frozen")
     acts = collect(model, prompts, list(names), pos=pos)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    order = another_row(40, 3)
     for run, draws in {"edited": curve.values[None], **curve.controls}.items():
         for seed, values in enumerate(draws):
             hooks = []
@@ -719,7 +723,7 @@ def curve(values: list[float], ks: list[int] | None = None, **runs: list[list[fl
     x = torch.tensor(values, dtype=torch.float64)
     draws = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in runs.items()}
     removed = dict.fromkeys(["edited", *draws], torch.linspace(0, 1, len(ks), dtype=torch.float64))
-    return Curve("accuracy", tuple(ks), x, draws, removed, "zero", (LAST,), 100, "readout")
+    return Curve("accuracy", tuple(ks), x, draws, removed, "zero", (LAST,), 100, "readout", kind="rate")
 
 
 PIZZA = [1.00, 0.57, 0.999, 0.40]
@@ -1106,3 +1110,89 @@ def test_every_family_can_start_at_a_layer_or_does_not(name: str) -> None:
     if upper is not None:
         assert torch.allclose(upper.score(hooks, metric), whole_scores(model, prompts, hooks, metric), atol=1e-10)
     assert (upper is None) == (name == "shortformer")
+
+
+# Regressions of a review
+
+
+def test_resampling_leaves_no_prompt_its_own_activation() -> None:
+    for n in (2, 3, 4, 8, 50):
+        for seed in range(20):
+            order = another_row(n, seed)
+            assert sorted(order.tolist()) == list(range(n))
+            assert not bool((order == torch.arange(n)).any()), (n, seed)
+    with pytest.raises(ValueError, match="takes activations from another prompt, and there is one prompt only"):
+        another_row(1, 0)
+
+
+def test_resampling_does_not_write_padding_into_real_tokens(model, prompts, answers) -> None:
+    mask = torch.ones_like(prompts)
+    mask[0, :2] = 0
+    with pytest.raises(ValueError, match="would write padding into real tokens: the prompts have different lengths"):
+        removal_curve(
+            model,
+            prompts,
+            S,
+            accuracy(answers),
+            at=FIRST,
+            pos=None,
+            ablation="resample",
+            controls={},
+            attention_mask=mask,
+        )
+
+
+def test_kl_keeps_the_clean_logits_of_its_position_alone(model, prompts) -> None:
+    from mi_ablate.effects import clean_logits
+    from mi_ablate.replay import replay
+
+    runs = replay(model, prompts, Ablate(S).at(FIRST), kl(pos=1), batch_size=5)
+    kept = clean_logits(runs, kl(pos=1))
+    assert kept is not None
+    assert {x.shape[1] for x in kept} == {1}
+    found = effect(model, prompts, Ablate(S).at(FIRST), kl(pos=1), controls={}, batch_size=5)
+    before, after = logits_with(model, prompts)[:, 1], logits_with(model, prompts, Ablate(S).at(FIRST))[:, 1]
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    assert torch.allclose(found.edited, (p.exp() * (p - q)).sum(-1), atol=1e-12)
+
+
+def test_one_vector_has_no_default_controls_and_the_way_out_is_named(model, prompts, answers) -> None:
+    hooks, metric = Ablate(S).at(FIRST, pos=-1), accuracy(answers[:1])
+    with pytest.raises(ValueError, match=r"needs two or more vectors; 1 is edited\. Give more prompts, or controls="):
+        effect(model, prompts[:1], hooks, metric)
+    with pytest.raises(ValueError, match="needs two or more vectors; 1 is edited"):
+        removal_curve(model, prompts[:1], S, metric, at=FIRST)
+    assert effect(model, prompts[:1], hooks, metric, controls={}).clean.shape == (1,)
+
+
+def test_k_kill_is_for_rates_and_a_share_of_log_odds_means_nothing(model, prompts, answers) -> None:
+    given = {"at": FIRST, "controls": {}, "ks": [1, 2]}
+    tokens = torch.tensor([1, 2])
+    odds = removal_curve(model, prompts, S, refusal_score(tokens), **given)
+    with pytest.raises(ValueError, match=r"k_kill asks when a rate is at most 0\.05, and refusal_score is a log-odds"):
+        odds.k_kill()
+    with pytest.raises(ValueError, match="A share of refusal_score means nothing: it is 0 at 50 %"):
+        odds.k_at(0.95)
+    assert odds.k_at(-100, scale="absolute") == 2
+    rate = removal_curve(model, prompts, S, refusal_rate(tokens), **given)
+    assert torch.allclose(torch.sigmoid(odds.values[0]), rate.values[0], atol=0.2)
+    assert rate.k_kill(1e-9).censored
+    difference = removal_curve(model, prompts, S, logit_diff(answers, (answers + 1) % 11), **given)
+    with pytest.raises(ValueError, match="and logit_diff is a difference"):
+        difference.k_kill()
+
+    def share(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
+        return (x[:, -1].argmax(-1) == answers[rows]).double()
+
+    assert removal_curve(model, prompts, S, share, **given).kind == "rate"
+
+
+def test_values_that_are_not_finite_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="1 of the 3 values are NaN or infinite: they have no interval"):
+        interval([0.5, float("nan"), 1.0])
+
+
+def test_masked_attention_scores_can_be_collected(model, prompts) -> None:
+    name = "blocks.0.attn.hook_attn_scores"
+    scores = mi.collect(model, prompts, name, pos=None)[name]
+    assert bool((scores == float("-inf")).any() | (scores < -1e4).any())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mi_ablate import accuracy, cross_entropy, kl, logit_diff, refusal_score
+from mi_ablate import accuracy, cross_entropy, kl, logit_diff, refusal_rate, refusal_score
 from mi_ablate.metrics import noise_floor
 
 B, P, V = 4, 3, 5
@@ -94,7 +94,7 @@ def test_half_precision_logits_are_scored_in_float32(name: str, dtype: torch.dty
     x, clean = logits(0, dtype), logits(1, dtype)
     metric = METRICS[name](-1)
     found = metric(x, clean, ROWS)
-    assert found.dtype == torch.float32
+    assert found.dtype == (torch.float64 if name == "kl" else torch.float32)
     assert torch.equal(found, metric(x.float(), clean.float(), ROWS))
 
 
@@ -190,3 +190,61 @@ def test_the_noise_floor_reads_the_position_of_the_metric() -> None:
     x, half = torch.cat([logits(), 50 * logits(1)], 1), torch.bfloat16
     assert noise_floor(x, pos=0, dtype=half) == noise_floor(logits(), pos=0, dtype=half)
     assert noise_floor(x, pos=-1, dtype=half) != noise_floor(logits(), pos=-1, dtype=half)
+
+
+# Regressions of a review
+
+
+def test_kl_of_float32_logits_is_computed_in_float64() -> None:
+    """In float32 a log-softmax is off by 5e-8 itself, millions of times what rounding the logits makes."""
+    x = torch.randn(20, 1, 113, generator=torch.Generator().manual_seed(0))
+    moved = x + 1e-5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    p, q = x.double().log_softmax(-1), moved.double().log_softmax(-1)
+    true = (p.exp() * (p - q)).sum(-1)[:, 0]
+    wrong = x.log_softmax(-1).exp() * (x.log_softmax(-1) - moved.log_softmax(-1))
+    assert float((wrong.sum(-1)[:, 0] - true).abs().max()) > 1e-9
+    assert torch.allclose(kl()(moved, x, torch.arange(20)), true, atol=1e-15)
+    assert float(kl()(x + 7.25, x, torch.arange(20)).max()) < 1e-12
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_broken_are_no_accuracy(value: float) -> None:
+    x = torch.zeros(3, 2, 5)
+    x[1, -1, 2] = value
+    for metric in (
+        accuracy(torch.zeros(3, dtype=torch.int64)),
+        logit_diff(torch.zeros(3).long(), torch.ones(3).long()),
+    ):
+        with pytest.raises(ValueError, match="are NaN or infinite in 1 of 3 examples of a batch"):
+            metric(x, x, torch.arange(3))
+    x[1, -1, 2] = float("-inf")
+    assert float(accuracy(torch.zeros(3, dtype=torch.int64))(x, x, torch.arange(3)).sum()) == 3
+
+
+def test_a_rate_is_the_probability_of_the_set() -> None:
+    x = torch.randn(4, 1, 9, generator=torch.Generator().manual_seed(0)).double()
+    rows = torch.arange(4)
+    rate, score = refusal_rate(torch.tensor([2, 5]))(x, x, rows), refusal_score(torch.tensor([2, 5]))(x, x, rows)
+    assert torch.allclose(rate, x.softmax(-1)[:, 0, [2, 5]].sum(-1))
+    assert torch.allclose(torch.sigmoid(score), rate)
+    assert (refusal_rate(torch.tensor([1])).kind, refusal_score(torch.tensor([1])).kind) == ("rate", "log-odds")
+
+
+@pytest.mark.parametrize("tokens", [[-1], [9], list(range(9))])
+def test_a_set_of_tokens_is_some_of_the_vocabulary(tokens: list[int]) -> None:
+    x = torch.zeros(1, 1, 9)
+    for factory in (refusal_rate, refusal_score):
+        with pytest.raises(ValueError, match="must be some, not all, of the 9 tokens 0 to 8"):
+            factory(torch.tensor(tokens))(x, x, torch.arange(1))
+    with pytest.raises(ValueError, match="the ids of one or more tokens are needed"):
+        refusal_rate(torch.tensor([], dtype=torch.int64))
+
+
+def test_what_a_metric_is_made_of_is_checked_when_it_is_made(unchecked) -> None:
+    with pytest.raises(ValueError, match=r"accuracy reads one position: pos=.-1. must be an int, such as -1"):
+        accuracy(torch.zeros(3).long(), pos=[-1])  # type: ignore[arg-type]
+
+
+def test_right_and_wrong_answers_come_in_pairs(unchecked) -> None:
+    with pytest.raises(ValueError, match="logit_diff got 6 right and 5 wrong answers: one of each an example"):
+        logit_diff(torch.arange(6), torch.arange(5))

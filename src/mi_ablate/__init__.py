@@ -45,6 +45,7 @@ _NAMES = {
     "cross_entropy": "metrics",
     "kl": "metrics",
     "refusal_score": "metrics",
+    "refusal_rate": "metrics",
     "next_token_loss": "metrics",
     "Effect": "effects",
     "effect": "effects",

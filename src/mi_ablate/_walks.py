@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mi_ablate._positions import Pos
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.controls import Control, from_moments
 from mi_ablate.interventions import Ablate
 from mi_ablate.model import collect
 from mi_ablate.moments import Moments, variance_removed
@@ -117,11 +116,31 @@ def targets_of(
         return None
     if ablation == "mean":
         return {name: moments[name].mean for name in places}  # type: ignore[misc]
+    if pos is None and mask is not None and len(mask.sum(1).unique()) > 1:
+        raise ValueError(
+            "ablation='resample' at all positions would write padding into real tokens: the prompts have different "
+            "lengths. Give pos=-1 (or one position an example), or prompts of one length."
+        )
+    order = another_row(len(tokens), seed)
     acts = collect(model, tokens, list(places), pos=pos, attention_mask=mask, batch_size=batch_size)
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
     return {name: acts[name][order] for name in places}
 
 
-def default_controls(moments: dict[str, Moments]) -> dict[str, Control]:
-    """Return covariance-drawn subspaces and the top principal components of the vectors that are edited."""
-    return {kind: from_moments(kind, moments) for kind in ("covariance", "pca")}
+def another_row(n: int, seed: int) -> Int[Tensor, " n"]:
+    """Return a seeded permutation of n rows that leaves none in its place: a random one, its fixed points moved round."""
+    if n < 2:
+        raise ValueError("ablation='resample' takes activations from another prompt, and there is one prompt only.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    fixed = torch.nonzero(order == torch.arange(n)).flatten()
+    if len(fixed) == 1:
+        fixed = torch.cat([fixed, (fixed + 1) % n])
+    order[fixed] = order[fixed.roll(1)]
+    return order
+
+
+def kind_of(metric: Callable[..., Tensor], values: Float[Tensor, " K"]) -> str:
+    """Return what a metric's numbers are; a function that does not say is a rate where its means lie in 0 to 1."""
+    known = getattr(metric, "kind", None)
+    if isinstance(known, str):
+        return known
+    return "rate" if bool(((values >= 0) & (values <= 1)).all()) else "difference"

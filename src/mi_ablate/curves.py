@@ -16,8 +16,8 @@ from torch import Tensor
 from mi_ablate._norms import frozen_norms
 from mi_ablate._positions import Pos
 from mi_ablate._types import HookedModel
-from mi_ablate._walks import Walks, default_controls, ks_of, places_of, removal_of, targets_of
-from mi_ablate.effects import Controls, clean_logits, draws_of, name_of
+from mi_ablate._walks import Walks, kind_of, ks_of, places_of, removal_of, targets_of
+from mi_ablate.effects import Controls, clean_logits, default_controls, draws_of, name_of
 from mi_ablate.moments import site_moments
 from mi_ablate.replay import replay
 from mi_ablate.subspace import Subspace
@@ -88,6 +88,8 @@ class Curve:
     """"live", or "frozen": norms downstream of the edit kept each prompt's clean scale."""
     better: str = "higher"
     """"higher" or "lower": which way the metric goes when the model does better."""
+    kind: str = "difference"
+    """What a metric's numbers are (`mi_ablate.metrics`): of a function, "rate" where all values lie in 0 to 1."""
 
     @property
     def clean(self) -> float:
@@ -112,9 +114,13 @@ class Curve:
             positive: a share of it means nothing then.
 
         Raises:
-            ValueError: a metric that rises with damage (cross-entropy, KL). KeyError: an unknown run.
+            ValueError: a metric that rises with damage (cross-entropy, KL); a share of log-odds. KeyError: an unknown run.
 
         """
+        if scale == "relative" and self.kind == "log-odds":
+            raise ValueError(
+                f"A share of {self.metric} means nothing: it is 0 at 50 %. Use scale='absolute', or a rate."
+            )
         if scale not in ("relative", "absolute"):
             raise ValueError(f"scale={scale!r} is 'relative' or 'absolute'.")
         values = self._run("k_at", rule, run)
@@ -145,9 +151,11 @@ class Curve:
             smallest k not tested to survive: shown as "5-9"). None where the clean value is at most ``tau`` already.
 
         Raises:
-            ValueError: a metric that rises with damage (cross-entropy, KL). KeyError: an unknown run.
+            ValueError: a metric that is no rate (logit difference, log-odds, loss). KeyError: an unknown run.
 
         """
+        if self.kind != "rate" and self.better == "higher":
+            raise ValueError(f"k_kill asks when a rate is at most {tau}, and {self.metric} is a {self.kind}.")
         below = (self._run("k_kill", rule, run) <= tau).tolist()
         if below[0]:
             return None
@@ -270,6 +278,6 @@ def removal_curve(
     scores, shares = {}, {"edited": removed}
     for name, control in controls.items():
         scores[name], shares[name] = walks.drawn(control, treatment, draws_of(control, draws))
-    better = getattr(metric, "better", "higher")
-    made = (tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step, norms, better)
+    what = getattr(metric, "better", "higher"), kind_of(metric, values)
+    made = (tuple(ks), values, scores, shares, ablation, tuple(places), len(tokens), runs.kind, step, norms, *what)
     return Curve(name_of(metric), *made)

@@ -18,10 +18,10 @@ from torch import Tensor
 from mi_ablate._names import resolve_all
 from mi_ablate._positions import Pos
 from mi_ablate._types import FwdHooks, HookedModel, nearest
-from mi_ablate.controls import from_moments
+from mi_ablate.controls import Control, from_moments
 from mi_ablate.interventions import Ablate, Intervention, Placed
 from mi_ablate.metrics import PositionMetric, noise_floor
-from mi_ablate.moments import site_moments, variance_removed
+from mi_ablate.moments import Moments, site_moments, variance_removed
 from mi_ablate.replay import Replay, replay
 
 Controls = Mapping[str, Callable[[FwdHooks, int], FwdHooks]]
@@ -114,7 +114,7 @@ def effect(
             isinstance(h, Placed) and (not isinstance(h.intervention, Ablate) or h.intervention.subspace)
             for _, h in hooks
         )
-        controls = {kind: from_moments(kind, moments) for kind in ("covariance", "pca")} if plain else {}
+        controls = default_controls(moments) if plain else {}
     reference = clean_logits(runs, metric)
     removed = {"edited": variance_removed(hooks, moments)}
     scores = {}
@@ -232,6 +232,10 @@ def interval(
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < 2:
         raise ValueError(f"An interval needs at least two values; these have shape {list(x.shape)}.")
+    if not np.isfinite(x).all():
+        raise ValueError(
+            f"{int((~np.isfinite(x)).sum())} of the {len(x)} values are NaN or infinite: they have no interval."
+        )
     if np.isin(x, (0.0, 1.0)).all():
         found = stats.binomtest(int(x.sum()), len(x)).proportion_ci(level, method="exact")
         return float(found.low), float(found.high)
@@ -241,6 +245,17 @@ def interval(
         (x,), np.mean, n_resamples=2000, batch=200, confidence_level=level, method="percentile", rng=seed
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def default_controls(moments: Mapping[str, Moments]) -> dict[str, Control]:
+    """Return covariance-drawn subspaces and the top principal components of the vectors that are edited."""
+    few = min(moments.values(), key=lambda m: m.n)
+    if few.n < 2:
+        raise ValueError(
+            f"The default controls are drawn from a covariance, which needs two or more vectors; {few.n} is edited. "
+            "Give more prompts, or controls={} to measure without any."
+        )
+    return {kind: from_moments(kind, moments) for kind in ("covariance", "pca")}
 
 
 def name_of(metric: Callable[..., Tensor]) -> str:
@@ -256,9 +271,12 @@ def draws_of(control: Callable[..., FwdHooks], draws: int) -> int:
 
 
 def clean_logits(runs: Replay, metric: Callable[..., Tensor]) -> list[Tensor] | None:
-    """Return the clean logits of every batch, kept only for a metric that compares with them."""
-    needs = getattr(metric, "needs_clean", True)
-    return [logits for _, logits in runs.logits([])] if needs else None
+    """Return the clean logits of every batch, kept only for a metric that compares with them, and where it reads them."""
+    if not getattr(metric, "needs_clean", True):
+        return None
+    if isinstance(metric, PositionMetric):
+        return [logits[:, metric.pos][:, None].clone() for _, logits in runs.logits([])]
+    return [logits for _, logits in runs.logits([])]
 
 
 def _shown(x: float) -> str:
@@ -270,5 +288,5 @@ def _floor(metric: Callable[..., Tensor], reference: list[Tensor] | None) -> flo
     """The noise floor of a metric that compares with the clean run at one position."""
     if not isinstance(metric, PositionMetric) or reference is None:
         return None
-    sums = [noise_floor(logits, metric.pos) * len(logits) for logits in reference]
+    sums = [noise_floor(logits, -1) * len(logits) for logits in reference]
     return sum(sums) / sum(map(len, reference))

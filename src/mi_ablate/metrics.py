@@ -1,4 +1,4 @@
-"""Per-example metrics on logits, computed in float32 or better.
+"""Per-example metrics on logits, computed in float32 or better (KL in float64).
 
 A metric is a function ``metric(logits [b p v], clean [b p v], rows [b]) -> [b]``: the edited logits, the clean ones of
 the same examples, and which examples of the whole set they are. Factories bind the answers for all n examples once.
@@ -33,21 +33,34 @@ class PositionMetric:
     """The largest value that it can take; a run that is there hides what pushes it further or not quite below."""
     better: str = "higher"
     """"higher" or "lower": which way the metric goes when the model does better (or the behaviour is there)."""
+    kind: str = "difference"
+    """"rate" (0 to 1), "difference" (0: no preference), "log-odds" (0 is 50 %, so a share of it means nothing), "loss"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pos, int) or isinstance(self.pos, bool):
+            raise ValueError(f"{self.name} reads one position: pos={self.pos!r} must be an int, such as -1.")
 
     def __call__(
         self,
         logits: Float[Tensor, "b p v"],
-        clean: Float[Tensor, "b p v"] | None,
+        clean: Float[Tensor, "b q v"] | None,
         rows: Int[Tensor, " b"],
     ) -> Float[Tensor, " b"]:
-        """Return one number an example. ``clean`` may be None unless ``needs_clean``."""
+        """Return one number an example; ``clean`` may be None unless ``needs_clean``, and hold this position alone."""
         if self.needs_clean and clean is None:
             raise ValueError(f"{self.name} compares with the clean logits, and none were given.")
         n = logits.shape[1]
         if not -n <= self.pos < n:
             raise IndexError(f"{self!r}: the logits have {n} positions, so {-n} to {n - 1}.")
         at = _wide(logits[:, self.pos])
-        return self.score(at, at if clean is None else _wide(clean[:, self.pos]), rows.to(logits.device))
+        broken = int((at.isnan() | (at == torch.inf)).any(-1).sum())
+        if broken:
+            raise ValueError(
+                f"The logits that {self!r} reads are NaN or infinite in {broken} of {len(at)} examples of a batch: the edit "
+                "is too large for the model's dtype, or the weights are broken."
+            )
+        before = at if clean is None else _wide(clean[:, self.pos if clean.shape[1] == n else -1])
+        return self.score(at, before, rows.to(logits.device))
 
     def __repr__(self) -> str:
         return f"{self.name}(pos={self.pos})"
@@ -60,12 +73,14 @@ def accuracy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
         return (x.argmax(-1) == _take(answers, rows, x)).to(x.dtype)
 
-    return PositionMetric("accuracy", pos, score, n=len(answers), ceiling=1.0)
+    return PositionMetric("accuracy", pos, score, n=len(answers), ceiling=1.0, kind="rate")
 
 
 def logit_diff(right: Int[Tensor, " n"], wrong: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     """Return logit(right) - logit(wrong), two tokens of one run."""
     right, wrong = _answers(right), _answers(wrong)
+    if len(right) != len(wrong):
+        raise ValueError(f"logit_diff got {len(right)} right and {len(wrong)} wrong answers: one of each an example.")
 
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
         pick = torch.stack([_take(right, rows, x), _take(wrong, rows, x)], dim=1)
@@ -84,6 +99,7 @@ def cross_entropy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
         lambda x, _, rows: torch.nn.functional.cross_entropy(x, _take(answers, rows, x), reduction="none"),
         n=len(answers),
         better="lower",
+        kind="loss",
     )
 
 
@@ -91,22 +107,31 @@ def kl(pos: int = -1) -> PositionMetric:
     """Return KL(clean || edited) of the distributions over tokens, in nats."""
 
     def score(x: Tensor, clean: Tensor, rows: Tensor) -> Tensor:
-        p, q = clean.log_softmax(-1), x.log_softmax(-1)
+        p, q = _widest(clean).log_softmax(-1), _widest(x).log_softmax(-1)  # in float32 its own error is 5e-8
         return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
-    return PositionMetric("kl", pos, score, needs_clean=True, better="lower")
+    return PositionMetric("kl", pos, score, needs_clean=True, better="lower", kind="loss")
 
 
 def refusal_score(tokens: Int[Tensor, " t"], pos: int = -1) -> PositionMetric:
     """Return log p(T) - log(1 - p(T)) for a set of tokens T (Arditi et al. 2024), exact by two logsumexps."""
-    chosen = torch.as_tensor(tokens).flatten().unique()
+    chosen = _set(tokens)
 
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
-        inside = torch.zeros(x.shape[-1], dtype=torch.bool, device=x.device)
-        inside[chosen.to(x.device)] = True
+        inside = _inside(chosen, x)
         return x[:, inside].logsumexp(-1) - x[:, ~inside].logsumexp(-1)
 
-    return PositionMetric("refusal_score", pos, score)
+    return PositionMetric("refusal_score", pos, score, kind="log-odds")
+
+
+def refusal_rate(tokens: Int[Tensor, " t"], pos: int = -1) -> PositionMetric:
+    """Return p(T), the probability that the next token is one of a set T: a rate, which `Curve.k_kill` follows."""
+    chosen = _set(tokens)
+
+    def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
+        return x.softmax(-1)[:, _inside(chosen, x)].sum(-1)
+
+    return PositionMetric("refusal_rate", pos, score, ceiling=1.0, kind="rate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +153,7 @@ class NextTokenLoss:
     def __call__(
         self,
         logits: Float[Tensor, "b p v"],
-        clean: Float[Tensor, "b p v"] | None,
+        clean: Float[Tensor, "b q v"] | None,
         rows: Int[Tensor, " b"],
     ) -> Float[Tensor, " b"]:
         """Return the mean loss of each prompt, in nats a token."""
@@ -182,6 +207,26 @@ def noise_floor(
 
 def _wide(x: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _widest(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.double()
+
+
+def _set(tokens: Int[Tensor, " t"]) -> Int[Tensor, " u"]:
+    chosen = torch.as_tensor(tokens).flatten().unique()
+    if not len(chosen) or chosen.is_floating_point():
+        raise ValueError(f"tokens {chosen.tolist()[:5]}: the ids of one or more tokens are needed.")
+    return chosen
+
+
+def _inside(chosen: Int[Tensor, " u"], x: Float[Tensor, "b v"]) -> Bool[Tensor, " v"]:
+    v = x.shape[-1]
+    if int(chosen.min()) < 0 or int(chosen.max()) >= v or len(chosen) == v:
+        raise ValueError(f"tokens {chosen.tolist()[:5]} must be some, not all, of the {v} tokens 0 to {v - 1}.")
+    inside = torch.zeros(v, dtype=torch.bool, device=x.device)
+    inside[chosen.to(x.device)] = True
+    return inside
 
 
 def _answers(answers: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
