@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from mi_ablate.modular import (
     FourierBasis,
     cosine_share,
-    explained,
     gini,
     neuron_frequencies,
     random_top_share,
     spectrum,
     spectrum2,
+    trig_ratio,
 )
 from mi_ablate.modular.bases import PARTS
 
@@ -213,9 +213,9 @@ def test_the_trig_ratio_of_a_sum_is_one_and_of_noise_small() -> None:
     n = 31
     i, j = torch.arange(n)[:, None].double(), torch.arange(n)[None].double()
     waves = torch.stack([torch.cos(2 * math.pi * k * (i + j) / n) for k in (3, 4)], -1)
-    assert torch.allclose(explained(waves, [3, 4]), torch.ones(2, dtype=torch.float64))
-    assert explained(waves, [3]).tolist() == pytest.approx([1, 0], abs=1e-12)
-    assert float(explained(noise(n, n, 50), [3, 4]).mean()) == pytest.approx(4 / n**2, rel=0.5)
+    assert torch.allclose(trig_ratio(waves, [3, 4]), torch.ones(2, dtype=torch.float64))
+    assert trig_ratio(waves, [3]).tolist() == pytest.approx([1, 0], abs=1e-12)
+    assert float(trig_ratio(noise(n, n, 50), [3, 4]).mean()) == pytest.approx(4 / n**2, rel=0.5)
 
 
 def cube(n: int, k: int) -> torch.Tensor:
@@ -254,6 +254,41 @@ def test_planted_logits_have_their_planted_shares() -> None:
     assert float(cosine_share(x + per_prompt).fve.sum()) < 0.7, "what a softmax does not see is variance"
     assert float(cosine_share(x.roll(1, -1)).fve.sum()) < 0.9, "the same waves out of phase are not these cubes"
     assert cosine_share(torch.ones(3, 3, 3)).fve.isnan().all()
+
+
+def gromov(n: int, units: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden units [n, n, m], logits and planted frequencies of Gromov's two-layer quadratic network (2301.02679)."""
+    generator = torch.Generator().manual_seed(seed)
+    k = torch.randint(1, n // 2 + 1, (units,), generator=generator)
+    f, g = 2 * math.pi * torch.rand(2, units, generator=generator, dtype=torch.float64)
+    turns = 2 * math.pi * torch.arange(n).double()[:, None] * k / n
+    hidden = (torch.cos(turns + f)[:, None] + torch.cos(turns + g)[None]) ** 2
+    return hidden, hidden @ torch.cos(-turns - f - g).T, k
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("n", [31, 30])
+def test_the_analytic_network_is_read_exactly(n: int) -> None:
+    """Even n is multiplication mod the prime 31 in the order of exponents."""
+    hidden, logits, k = gromov(n, 400, 0)
+    i = torch.arange(n)
+    assert torch.equal(logits.argmax(-1), (i[:, None] + i) % n)
+    # cos² gives 2k on one operand, the product k on both: the largest 3 x 3 block is that of 2k or of k, never another's
+    found = neuron_frequencies(hidden)
+    double = torch.minimum(2 * k % n, n - 2 * k % n)
+    assert ((found.frequency == k) | (found.frequency == double)).all()
+    product = hidden - hidden.mean(0) - hidden.mean(1, keepdim=True) + hidden.mean((0, 1))
+    assert torch.equal(neuron_frequencies(product).frequency, k)
+    assert float(neuron_frequencies(product).share.min()) == pytest.approx(1)
+    used = sorted(set(k.tolist()))
+    expected = torch.stack([product[..., k == one].norm() for one in used]).argmax()
+    share = cosine_share(logits)
+    assert float(share.centred.sum()) > 0.7
+    assert float(cosine_share(gromov(n, 3000, 0)[1]).centred.sum()) > 0.95, "phases average out as units are added"
+    assert float(share.coefficients.min()) > 0, "every frequency adds to the right answer"
+    assert share.centred[used[int(expected)] - 1] > 0.5 / len(used)
+    shuffled = cosine_share(logits[:, torch.randperm(n, generator=torch.Generator().manual_seed(0))])
+    assert float(shuffled.centred.sum()) < 0.1
 
 
 def test_what_is_no_frequency_or_has_no_pairs_is_refused() -> None:

@@ -28,7 +28,7 @@ from mi_ablate.modular.losses import (
     restricted_loss,
     trig_loss,
 )
-from mi_ablate.modular.neurons import Neurons, explained, neuron_frequencies
+from mi_ablate.modular.neurons import Neurons, neuron_frequencies, trig_ratio
 from mi_ablate.modular.progress import phases, progress_row
 from mi_ablate.modular.ranks import random_baseline, rank_measures
 from mi_ablate.modular.representations import (
@@ -90,7 +90,6 @@ __all__ = [
     "embedding_spectrum",
     "excluded_each",
     "excluded_loss",
-    "explained",
     "frequency_hooks",
     "frequency_subspace",
     "full_loss",
@@ -124,6 +123,7 @@ __all__ = [
     "trace_similarities",
     "trace_similarity",
     "trig_loss",
+    "trig_ratio",
     "unembedding_spectrum",
     "verdict",
 ]

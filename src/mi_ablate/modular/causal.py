@@ -9,7 +9,9 @@ beside the mean-ablation (or keeping) of subspaces drawn from the activations' c
 share of the site's variance that it holds. The control is over coordinates, the treatment over pairs; both keep the mean.
 
 Energy is no evidence of use. In the published model of addition mod 113 the frequency 35 holds 7 % of W_E's energy and
-removing it from the logits changes the loss by less than a hundredth of it, while 9, with 0.9 %, is needed (see `inert`).
+removing it from the logits changes the loss by less than a hundredth of it, while 9, with 0.9 %, is needed (see `inert`):
+the five largest lines of W_E kept alone at the logits give a loss of 3.4e-3, above the full 2.9e-3; with 9 as well 1.4e-3,
+below it.
 
 It misleads where two frequencies can stand in for each other: neither is necessary alone. A rise of the loss need not
 move the accuracy: margins are large. Loss and accuracy here are over the group's answers, other outputs left out.

@@ -112,7 +112,7 @@ def _best(n: int, variant: str, shares: Float[Tensor, "k m"], energy: Float[Tens
     return Neurons(n, variant, torch.where(shares.sum(0) > 0, index + 1, 0), share, energy, shares)
 
 
-def explained(acts: Float[Tensor, "n n m"], frequencies: list[int]) -> Float[Tensor, " m"]:
+def trig_ratio(acts: Float[Tensor, "n n m"], frequencies: list[int]) -> Float[Tensor, " m"]:
     """Return each unit's share of variance in cos and sin of w_k(i + j), ARENA's and the Colab's trig ratio.
 
     Published for pre-activations, post-activations and logits as the mean over units; units that do not vary are NaN,

@@ -60,8 +60,8 @@ def trace_similarities(logits: Float[Tensor, "g g g"], group: Group) -> dict[str
 def key_representations(logits: Float[Tensor, "g g g"], group: Group, least: int | float = KEY) -> list[str]:
     """Return the irreps with a trace similarity above ``least``, largest first (arXiv 2302.03025: 0.005).
 
-    That is a low level: the logits of an untrained network lie near 1/√(g³), those of a trained one leave every irrep
-    some of it, so look at the values too.
+    That is a low level: the similarity of noise is about 1/√(g³), above it for fewer than 35 elements, and a trained
+    network leaves most irreps some of it. So look at the values too (`trace_similarities`).
     """
     found = trace_similarities(logits, group)
     return sorted((name for name, value in found.items() if value > least), key=lambda name: -found[name])
