@@ -9,7 +9,7 @@ import torch
 
 import mi_ablate as mi
 from mi_ablate import _writers
-from mi_ablate._writers import parameters, tied, untie
+from mi_ablate._writers import fingerprint, parameters, tied, untie
 from mi_ablate.weights import as_hooks
 from models import family_bridge, gpt2_bridge, has_bridge, has_hooked_transformer, tiny, tokens_for
 
@@ -78,6 +78,72 @@ def test_mean_ablation_baked_equals_mean_ablation_of_the_stream(any_model):
         with mi.baked(any_model, mi.Ablate(S, VECTOR)):
             weights = any_model(tokens)
     assert torch.allclose(hooked, weights, atol=1e-10)
+
+
+AFFINE = [
+    name for name in EDITS if name not in ("zero", "half", "reflect", "keep", "rotate", "erase", "erase, a gate each")
+]
+LEACE = mi.find.leace(
+    torch.randn(60, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 1, torch.arange(60) % 2
+).erase()
+
+
+@pytest.mark.parametrize("name", [*EDITS, "leace"])
+def test_an_edit_alone_is_the_edit_of_the_whole_stream(any_model, name):
+    """The stream is the sum of what is written before the edit, under the edit; its constant is there once."""
+    edit, tokens, last = EDITS.get(name, LEACE), tokens_for(any_model), mi.last_residual(any_model)
+    written = {}
+
+    def capture(x, hook):
+        written[hook.name] = x.detach().clone()
+        return x
+
+    names = mi.writers(any_model)
+    with torch.no_grad():
+        hooks = [*[(n, capture) for n in names], *as_hooks(any_model, edit)]
+        hooked = mi.collect(any_model, tokens, last, pos=None, hooks=hooks)[last]
+    assert len(written) == len(names)
+    assert torch.allclose(hooked, edit(sum(written.values())), atol=1e-11)
+    with mi.baked(any_model, edit):
+        baked = mi.collect(any_model, tokens, last, pos=None)[last]
+    assert torch.allclose(baked, hooked, atol=1e-11)
+    once_each = mi.collect(any_model, tokens, last, pos=None, hooks=edit.at(*names))[last]
+    assert torch.allclose(once_each, hooked, atol=1e-11) == (name not in AFFINE and name != "leace")
+
+
+def test_leace_alone_leaves_the_coordinates_of_its_centre(any_model):
+    tokens, last = tokens_for(any_model), mi.last_residual(any_model)
+    with mi.baked(any_model, LEACE):
+        x = mi.collect(any_model, tokens, last, pos=None)[last]
+    assert torch.allclose((x - LEACE.centre) @ LEACE.reader, torch.zeros(()).double(), atol=1e-11)
+
+
+def test_an_affine_edit_of_a_users_own_is_asked_for_its_place(any_model):
+    class Shift(mi.Intervention):
+        laws = frozenset({"bakeable"})
+        rank = 1
+
+        def __call__(self, x, hook=None):
+            return x + 1
+
+    with pytest.raises(ValueError, match="is not linear, so written by every writer it is not the edit of the stream"):
+        mi.bake_(any_model, Shift())
+    assert mi.verify_baked(any_model, Shift().at("hook_embed"), tokens_for(any_model)) < 1e-12
+
+
+def test_numbers_of_other_kinds_are_numbers(unchecked, any_model):
+    import numpy as np
+
+    tokens = tokens_for(any_model)
+    for half in (np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5)):
+        edits = [mi.Ablate(S, strength=half), mi.Ablate(S, VECTOR, gate=half), mi.Add(VECTOR, half)]
+        plain = [mi.Ablate(S, strength=0.5), mi.Ablate(S, VECTOR, gate=0.5), mi.Add(VECTOR, 0.5)]
+        for one, other in zip(edits, plain):
+            assert mi.verify_baked(any_model, one, tokens) < 1e-12
+            with mi.baked(any_model, one):
+                got = any_model(tokens)
+            with mi.baked(any_model, other):
+                assert torch.equal(got, any_model(tokens))
 
 
 @pytest.mark.parametrize("omitted", range(6))
@@ -306,6 +372,42 @@ def test_two_edits_in_a_row_are_undone_in_turn(any_model):
     second()
     first()
     assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
+
+
+@pytest.mark.parametrize("later", [mi.Ablate(mi.Subspace.random(D, 1, seed=9)), mi.Add(VECTOR).at("hook_embed")])
+def test_undoing_in_the_wrong_order_is_refused_and_changes_nothing(any_model, later):
+    before = state_of(any_model)
+    first = mi.bake_(any_model, mi.Ablate(S))
+    second = mi.bake_(any_model, later)
+    both = state_of(any_model)
+    with pytest.raises(RuntimeError, match="undo the later edit first"):
+        first()
+    assert all(torch.equal(both[k], v) for k, v in state_of(any_model).items())
+    second()
+    first()
+    first()  # done already: nothing to do
+    assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
+
+
+def test_edits_of_other_weights_are_undone_in_any_order(any_model):
+    before = state_of(any_model)
+    first = mi.bake_(any_model, mi.Ablate(S).at("blocks.0.hook_mlp_out"))
+    second = mi.bake_(any_model, mi.Ablate(S).at("blocks.1.hook_mlp_out"))
+    first()
+    second()
+    assert all(torch.equal(before[k], v) for k, v in state_of(any_model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_fingerprint_changes_with_any_coordinate_and_any_swap(dtype):
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = fingerprint(x)
+    assert found == fingerprint(x.clone()) == fingerprint(x.T.contiguous().T)
+    for i in range(35):
+        other = x.flatten().clone()
+        other[i] = -other[i]
+        assert fingerprint(other.view(7, 5)) != found
+    assert fingerprint(x.flip(0)) != found
 
 
 def test_a_hook_that_is_attached_meanwhile_is_noticed(any_model):

@@ -8,6 +8,7 @@ point sees. Equal up to one number: that number is returned. Anything else: no e
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +20,58 @@ from mi_ablate._types import HookedModel
 from mi_ablate.model import collect
 
 Parameters = tuple[Tensor, Tensor | None]
+_CHUNK, _STEP = 2**20, 0x5851F42D4C957F2E
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+@dataclass
+class Kept:
+    """Weights as they were before an edit, to be put back once, and only over what the edit wrote."""
+
+    before: list[tuple[Tensor, Tensor]]
+    tie: Callable[[], None] | None
+    written: list[int] = field(default_factory=list)
+    done: bool = False
+
+    def remember(self) -> None:
+        """Keep a fingerprint of what the edit wrote."""
+        self.written = [fingerprint(parameter) for parameter, _ in self.before]
+
+    def undo(self) -> None:
+        """Put the weights back; nothing where that is done already.
+
+        Raises:
+            RuntimeError: weights that are not what the edit wrote; nothing is changed then.
+
+        """
+        if self.done:
+            return
+        if [fingerprint(parameter) for parameter, _ in self.before] != self.written:
+            raise RuntimeError(
+                "The weights are not those that this edit wrote, so undoing it would leave parts of another one: undo the "
+                "later edit first. Nothing was changed."
+            )
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the weights back, whatever they are now."""
+        with torch.no_grad():
+            for parameter, values in self.before:
+                parameter.copy_(values)
+        if self.tie is not None:
+            self.tie()
+        self.done = True
+
+
+def fingerprint(x: Tensor) -> int:
+    """Return a number of 64 bits that another value of any coordinate changes, computed where the tensor is."""
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[x.element_size()]
+    total, start = 0, 0
+    for part in x.detach().reshape(-1).split(_CHUNK):
+        place = torch.arange(start, start + len(part), device=x.device)
+        total += int((part.contiguous().view(bits).to(torch.int64) * (_STEP * place + 1)).sum())
+        start += len(part)
+    return total % 2**64
 
 
 def parameters(model: HookedModel, name: str) -> Parameters:

@@ -6,6 +6,9 @@ axis in TransformerLens's layouts) and g applied to its bias:
     hook_embed      W_E  rows through g            hook_attn_out   W_O through L, b_O through g
     hook_pos_embed  W_pos rows through g           hook_mlp_out    W_out through L, b_out through g
 
+An edit alone, f(x) = L x + c, is baked as L at every writer and c once, at the embedding: the stream is the sum of what
+the writers write, and L of each part plus one c is f of the sum. c at each of the 2 L + 2 writers would be as many too many.
+
 Omitting one of the writers, the biases among them, gives another model (the tests demand that the logits differ by more
 than 1 % of their size for each one omitted). `verify_baked` measures the difference between hooks and weights instead of
 trusting the algebra. Partial strength at the writers is one removal of that strength; on the stream it compounds.
@@ -17,10 +20,11 @@ Not bakeable: edits at some positions only, per-example or gated edits, reading 
 with a norm between weight and stream (Gemma 2 and 3, OLMo 2, BLOOM's embedding): there the hook is the right form.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,7 +32,7 @@ from torch import Tensor
 
 from mi_ablate import _writers
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.interventions import Ablate, Add, Intervention, Placed
+from mi_ablate.interventions import Ablate, Add, Erase, Intervention, Placed, Rotate
 from mi_ablate.model import attached, run, writers
 
 Edit = Intervention | FwdHooks
@@ -40,13 +44,14 @@ def bake_(model: HookedModel, edit: Edit, *, norms: str = "free", untie: bool = 
     """Write the edit into the weights, in place, and return a function that undoes it exactly.
 
     Computed in float64 and rounded once to the weights' dtype. The undo function holds a copy of every weight that was
-    edited (for GPT-2 small 300 MB in float32); drop it where the edit is to stay.
+    edited (for GPT-2 small 300 MB in float32); drop it where the edit is to stay. It raises RuntimeError, and changes
+    nothing, where the weights are not those that this call wrote: undo a later edit first. A second call does nothing.
 
     Args:
         model: any hooked model whose writers are those of `writers`; its weights change. It is run once, on three
             tokens, to see that what its hook points see is what its weights write.
-        edit: an intervention alone means all writers (with a constant ``to``: zero-ablation at all writers, plus its
-            part inside the subspace once, at the embedding). A list ``edit.at(...)`` is baked at its own sites.
+        edit: an intervention alone means all writers, with its constant (of ``to``, ``centre`` or `Add`) written once, at
+            the embedding. A list ``edit.at(...)`` is baked at its own sites, constants and all.
         norms: "free", or "kept": every written vector keeps its length (for zero-ablation of a subspace; biases do
             not). Vectors inside the subspace become zero. Different from the hooks: `verify_baked` says by how much.
         untie: give an unembedding that shares the embedding's storage a copy of its own first; undo ties them again.
@@ -55,44 +60,19 @@ def bake_(model: HookedModel, edit: Edit, *, norms: str = "free", untie: bool = 
         ValueError: an edit, a site or a model that weights cannot express, or tied embeddings. Nothing is changed then.
 
     """
-    hooks = as_hooks(model, edit)
-    placed = [(name, hook.intervention) for name, hook in hooks if isinstance(hook, Placed)]
-    _refuse_norms(norms, [edit for _, edit in placed])
-    plan = {name: _writers.parameters(model, name) for name, _ in placed}
-    if "hook_embed" in plan and _writers.tied(model) and not untie:
-        raise ValueError(
-            "W_E and W_U share their storage, so editing the embedding would edit the readout too. untie=True gives "
-            "W_U a copy of its own, mi_ablate.load_model(name) loads them so; or bake without hook_embed and keep that hook."
-        )
-    scale = _writers.scales(model, plan)
-    _refuse_constants(placed, plan)
-    kept = {id(p): (p, p.detach().clone()) for pair in plan.values() for p in pair if p is not None}
-    tie = _writers.untie(model) if "hook_embed" in plan else _nothing
-
-    def undo() -> None:
-        with torch.no_grad():
-            for parameter, before in kept.values():
-                parameter.copy_(before)
-        tie()
-
-    try:
-        with torch.no_grad():
-            for name, intervention in placed:
-                _bake_one(name, intervention, *plan[name], scale[name], norms == "kept")
-    except BaseException:
-        undo()
-        raise
-    return undo
+    kept = _bake(model, edit, norms, untie)
+    kept.remember()
+    return kept.undo
 
 
 @contextmanager
 def baked(model: HookedModel, edit: Edit, *, norms: str = "free", untie: bool = False) -> Iterator[HookedModel]:
     """Bake the edit for the length of a block; the weights come back on leaving, whatever happens inside."""
-    undo = bake_(model, edit, norms=norms, untie=untie)
+    kept = _bake(model, edit, norms, untie)
     try:
         yield model
     finally:
-        undo()
+        kept.restore()
 
 
 def verify_baked(
@@ -122,22 +102,8 @@ def verify_baked(
 
 def as_hooks(model: HookedModel, edit: Edit) -> FwdHooks:
     """Return the placed hooks that `bake_` writes into the weights, after refusing what it cannot."""
-    if isinstance(edit, Intervention):
-        names = writers(model)
-        constant = edit.to if isinstance(edit, Ablate) and edit.subspace is not None else None
-        if isinstance(edit, Ablate) and constant is not None and edit.subspace is not None:
-            zero = replace(edit, to=None)
-            q = edit.subspace.basis
-            inside = constant.to(q.dtype).to(q.device)
-            written = q @ (q.T @ inside) if not edit.keep else inside - q @ (q.T @ inside)
-            factor = 1.0
-            for value in (edit.strength, 1.0 if edit.gate is None else edit.gate):
-                factor = factor * value if isinstance(value, (int, float)) else factor
-            hooks = [*zero.at(*names), *Add(written, factor).at("hook_embed")]
-        else:
-            hooks = edit.at(*names)
-    else:
-        hooks = list(edit)
+    hooks = _alone(edit, writers(model)) if isinstance(edit, Intervention) else list(edit)
+    out: FwdHooks = []
     for name, hook in hooks:
         if not isinstance(hook, Placed):
             raise ValueError(f"The hook at {name} is a function; only interventions can be baked (edit.at(name)).")
@@ -145,11 +111,68 @@ def as_hooks(model: HookedModel, edit: Edit) -> FwdHooks:
             raise ValueError(
                 f"{hook!r} at {name} acts at some positions, heads or units; weights act at all. Keep the hook."
             )
-        if "bakeable" not in hook.intervention.laws:
-            raise ValueError(
-                f"{hook.intervention!r} depends on the input or the example; weights cannot. Keep the hook."
-            )
-    return hooks
+        out.append((name, hook.with_intervention(_bakeable(hook.intervention))))
+    return out
+
+
+def _alone(edit: Intervention, names: Sequence[str]) -> FwdHooks:
+    """The linear part L x at all writers, and the constant c = f(0) once, at the embedding."""
+    edit = _bakeable(edit)
+    if isinstance(edit, Add):
+        return edit.at(names[0])
+    if "linear" in edit.laws:
+        return edit.at(*names)
+    linear: Intervention
+    if isinstance(edit, Ablate):
+        linear, target = replace(edit, to=None), edit.to
+    elif isinstance(edit, (Erase, Rotate)):
+        linear, target = replace(edit, centre=None), edit.centre
+    else:
+        raise ValueError(
+            f"{edit!r} is not linear, so written by every writer it is not the edit of the stream. Say where it is to act: "
+            "edit.at('hook_embed', ...)."
+        )
+    zero = torch.zeros(1, 1, target.shape[-1], dtype=torch.float64)  # type: ignore[union-attr]
+    return linear.at(*names) + Add(edit(zero)[0, 0]).at(names[0])
+
+
+def _bakeable(edit: Intervention) -> Intervention:
+    """The edit with numbers of other libraries and 0-dim tensors as plain ones, refused where weights cannot express it."""
+    for name in ("strength", "gate"):
+        value: Any = getattr(edit, name, None)
+        if not isinstance(value, (int, float)) and getattr(value, "ndim", None) == 0:
+            edit = replace(edit, **{name: float(value)})
+    if isinstance(edit, Ablate) and isinstance(edit.gate, (int, float)) and isinstance(edit.strength, (int, float)):
+        edit = replace(edit, strength=edit.strength * edit.gate, gate=None)
+    if "bakeable" not in edit.laws:
+        raise ValueError(f"{edit!r} depends on the input or the example; weights cannot. Keep the hook.")
+    return edit
+
+
+def _bake(model: HookedModel, edit: Edit, norms: str, untie: bool) -> _writers.Kept:
+    """See `bake_`; returns the weights as they were."""
+    hooks = as_hooks(model, edit)
+    placed = [(name, hook.intervention) for name, hook in hooks if isinstance(hook, Placed)]
+    _refuse_norms(norms, [edit for _, edit in placed])
+    plan = {name: _writers.parameters(model, name) for name, _ in placed}
+    if "hook_embed" in plan and _writers.tied(model) and not untie:
+        raise ValueError(
+            "W_E and W_U share their storage, so editing the embedding would edit the readout too. untie=True gives "
+            "W_U a copy of its own, mi_ablate.load_model(name) loads them so; or bake without hook_embed and keep that hook."
+        )
+    scale = _writers.scales(model, plan)
+    _refuse_constants(placed, plan)
+    every = {id(p): p for pair in plan.values() for p in pair if p is not None}
+    before = [(p, p.detach().clone()) for p in every.values()]
+    kept = _writers.Kept(before, _writers.untie(model) if "hook_embed" in plan else None)
+    try:
+        with torch.no_grad():
+            for name, intervention in placed:
+                _bake_one(name, intervention, *plan[name], scale[name], norms == "kept")
+    except BaseException:
+        kept.restore()
+        raise
+    return kept
 
 
 def _bake_one(
@@ -208,7 +231,3 @@ def _refuse_constants(placed: list[tuple[str, Intervention]], plan: dict[str, _w
             raise ValueError(
                 f"The edit at {name} adds a constant, and this model has no bias there to hold it. Keep the hook."
             )
-
-
-def _nothing() -> None:
-    """Undo nothing."""
