@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, controls, fit, fourier
 from mi_ablate.controls import Moments, from_moments
+from mi_ablate.moments import keyed, site_moments
 
 D = 6
 SITE = "blocks.0.hook_resid_post"
@@ -133,6 +134,39 @@ def test_each_site_has_its_own_moments() -> None:
     assert b.overlap(Subspace(torch.eye(D, dtype=torch.float64)[:, -1:])) > 0.9
     with pytest.raises(KeyError, match=r"The control has no activations at blocks.7.hook_resid_post; it has blocks.0"):
         control(Ablate(Subspace.random(D, 1)).at("blocks.7.hook_resid_post"), 0)
+
+
+@pytest.mark.parametrize("kind", ["covariance", "pca"])
+def test_two_edits_of_one_site_have_each_their_own_activations(kind: str, model, tokens) -> None:
+    """Two positions, or two heads: the order of the edits does not matter, and PCA removes the most at both."""
+    pre, z = "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z"
+    tokens = tokens.clone()
+    tokens[:, 0] = torch.arange(len(tokens)) % 2  # position 0 varies along one direction alone
+    wide, head = Ablate(Subspace.random(16, 2, 1)), Ablate(Subspace.random(8, 2, 1))
+    for first, second in (
+        (wide.at(pre, pos=0), wide.at(pre, pos=-1)),
+        (head.at(z, head=0, pos=-1), head.at(z, head=1, pos=-1)),
+    ):
+        drawn = []
+        for hooks in (first + second, second + first):
+            moments = site_moments(model, tokens, hooks, None, None, {})
+            found = from_moments(kind, moments)(hooks, 0)
+            for (key, hook), (_, placed) in zip(keyed(hooks), found):
+                values = torch.linalg.eigvalsh(moments[key].covariance).flip(0)
+                best = float(values[:2].sum() / values.sum())
+                share = moments[key].share(placed.intervention.subspace)
+                assert share == pytest.approx(best) if kind == "pca" else share < best - 1e-6 or best > 1 - 1e-9
+                assert (placed.pos, placed.head) == (hook.pos, hook.head)
+            drawn.append([hook.intervention.subspace for _, hook in found])
+        for one, other in zip(drawn[0], reversed(drawn[1])):
+            assert torch.equal(one.basis, other.basis)
+        assert drawn[0][0].overlap(drawn[0][1]) < 0.99
+
+
+def test_a_mapping_by_sites_serves_every_edit_of_a_site() -> None:
+    edit = Ablate(Subspace.random(D, 1))
+    one, two = controls.pca({SITE: ACTS})(edit.at(SITE, pos=0) + edit.at(SITE, pos=1), 0)
+    assert torch.equal(one[1].intervention.subspace.basis, two[1].intervention.subspace.basis)
 
 
 def test_activations_at_several_positions_are_flattened() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import mi_ablate as mi
 from mi_ablate import Subspace, dormant, logit_diff, patch
+from mi_ablate.dormancy import Dormant
 from models import random_state, tiny
 
 N = 8
@@ -16,19 +17,20 @@ POST = "blocks.0.mlp.hook_post"
 METRIC = logit_diff(torch.ones(N).long(), torch.zeros(N).long())
 
 
-def planted() -> Any:
+def planted(d_mlp: int = 24) -> Any:
     """Neuron 0 follows the feature and writes nothing; 1 is constant and writes the answer; 2 follows and writes.
 
     The feature is axis 0 (token 1 has it, token 2 has its opposite, beside a bias of 2 that keeps ReLU open).
     """
-    shape = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "n_ctx": 12, "vocab": 11, "norm": None, "seed": 0}
+    shape = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": d_mlp, "n_ctx": 12}
+    shape |= {"vocab": 11, "norm": None, "seed": 0}
     w = {name: torch.zeros_like(x) for name, x in random_state(**shape).items()}
     w["embed.W_E"][1, 0], w["embed.W_E"][2, 0] = 1.0, -1.0
     w["blocks.0.mlp.W_in"][0, [0, 2]] = 1.0
     w["blocks.0.mlp.b_in"][:3] = 2.0
     w["blocks.0.mlp.W_out"][1, 8] = w["blocks.0.mlp.W_out"][2, 9] = 1.0
     w["unembed.W_U"][[8, 9], 1] = 1.0
-    return tiny(n_layers=1, norm=None, act_fn="relu", weights=w)
+    return tiny(n_layers=1, norm=None, act_fn="relu", d_mlp=d_mlp, weights=w)
 
 
 def runs() -> tuple[Tensor, Tensor]:
@@ -125,3 +127,41 @@ def test_a_head_is_read_by_its_own_weight(model) -> None:
         ValueError, match="The activations of both runs are the same at that place: there is nothing to"
     ):
         dormant(model, twin, other, METRIC, "blocks.0.hook_resid_pre", same, pos=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_planted_illusion_shows_in_half_precision(dtype: torch.dtype) -> None:
+    """A wide MLP: eps of the dtype times the width would be above 1, and no direction of W_out left."""
+    model = planted(d_mlp=1024).to(dtype)
+    with pytest.warns(UserWarning, match=r"works through a dormant pathway \(split by W_out"):
+        found = dormant(model, *runs(), METRIC, POST, along(0, 1, d=1024))
+    assert found.whole == pytest.approx(0.5, abs=1e-2)
+    assert (found.active, found.ranks) == (pytest.approx(0, abs=1e-2), (1, 1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dormant(model, *runs(), METRIC, POST, along(2, d=1024)).active == pytest.approx(1, abs=1e-2)
+
+
+def test_a_weight_that_is_zero_makes_everything_dormant() -> None:
+    """Axis 0 reaches the answer past the MLP, whose W_out is zero: no neuron is read."""
+    model = planted()
+    with torch.no_grad():
+        model.blocks[0].mlp.W_out.zero_()
+        model.unembed.W_U[0, 1] = 1.0
+    found = dormant(model, *runs(), METRIC, POST, along(0, 1))
+    assert (found.split, found.ranks, found.share) == ("W_out", (1, 0, 1), pytest.approx(1))
+    assert (found.whole, found.active, found.dormant) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_active_part_of_the_other_sign_is_an_illusion(sign: int) -> None:
+    def found(active: float) -> bool:
+        return Dormant("s", -1, None, "denoise", "W_out", sign * 0.5, sign * active, 0.0, 0.5, (1, 1, 1)).illusion
+
+    assert [found(a) for a in (-0.6, -0.1, 0.0, 0.2, 0.3, 0.6)] == [True, True, True, True, False, False]
+
+
+def test_a_head_that_is_not_there(model) -> None:
+    for head in (2, -3):
+        with pytest.raises(IndexError, match=f"head={head} is out of range: each site has 2 heads, so 0 to 1"):
+            dormant(model, *runs(), METRIC, "blocks.0.attn.hook_z", Subspace.random(8, 2), head=head)

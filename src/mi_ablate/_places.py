@@ -1,6 +1,7 @@
 """The places of a patching sweep: which positions and heads, what is written there, and the walk over them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +53,8 @@ class Places:
     """Of the sequences, where none is padded: the last position is then written as -1, which `replay` knows a shortcut for."""
     aligned: bool = True
     """Whether another prompt's activations belong to the same positions."""
+    mask: Tensor | None = None
+    """The real tokens ``[n p]``, where some are padding."""
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -91,8 +94,10 @@ class Places:
         if self.aligned and len(self.source[self.sites[0]]) > 1:
             found["shuffled"] = Shuffled()
         if self.base is not None:
-            both = torch.cat([self.vectors(acts, i, j, h) for acts in (self.source, self.base)])
-            found["covariance"] = kinds.covariance(both)
+            both = [self.vectors(acts, i, j, h) for acts in (self.source, self.base)]
+            if self.pos[0] is None and self.mask is not None:
+                both = [x[self.mask.bool().to(x.device)] for x in both]
+            found["covariance"] = kinds.covariance(torch.cat(both))
         return found
 
 
@@ -192,14 +197,31 @@ def heads_of(head: str | int | Sequence[int] | None, acts: Mapping[str, Tensor])
     if len(set(counts.values())) > 1:
         raise ValueError(f"The sites have different numbers of heads ({counts}): patch them in calls of their own.")
     n = next(iter(counts.values()))
-    if isinstance(head, str):
-        if head != "each":
-            raise ValueError(f"head={head!r}: 'each' for one head after another, an int, a list of ints, or None.")
-        return tuple(range(n))
-    chosen = [head] if isinstance(head, int) else list(head)
+    return tuple(range(n)) if isinstance(head, str) and head == "each" else head_numbers(head, n)
+
+
+def head_numbers(head: int | Sequence[int] | str, n: int) -> tuple[int, ...]:
+    """Return the numbers of chosen heads of n, counted from 0; numpy's and torch's whole numbers are numbers too."""
+    many = head if isinstance(head, Iterable) and getattr(head, "ndim", 1) == 1 else [head]
+    try:
+        bare = any(isinstance(h, bool) or getattr(h, "dtype", None) == torch.bool for h in many)
+        chosen = [] if bare else [operator.index(h) for h in many]  # type: ignore[arg-type]
+    except TypeError:
+        bare, chosen = True, []
+    if bare:
+        raise ValueError(f"head={head!r}: 'each' for one head after another, an int, a list of ints, or None.")
     if not chosen or min(chosen) < -n or max(chosen) >= n:
         raise IndexError(f"head={head} is out of range: each site has {n} heads, so 0 to {n - 1}.")
     return tuple(h % n for h in chosen)
+
+
+def check_metric(metric: Any) -> None:
+    """Refuse what is no metric, such as the name of one."""
+    if not callable(metric):
+        raise ValueError(
+            f"metric={metric!r} is a {type(metric).__name__}: make one with its answers, such as logit_diff(right, wrong) or "
+            "accuracy(answers)."
+        )
 
 
 def parts_of(

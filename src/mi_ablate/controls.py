@@ -22,7 +22,7 @@ from torch import Tensor
 from mi_ablate._types import FwdHooks
 from mi_ablate.design import Design
 from mi_ablate.interventions import Ablate, Add, Erase, Intervention, Placed, Rotate
-from mi_ablate.moments import Moments
+from mi_ablate.moments import Moments, keyed
 from mi_ablate.regression import fit
 from mi_ablate.subspace import Subspace
 
@@ -35,7 +35,7 @@ class Control:
 
     name: str
     draw: Callable[[str, int, int], Subspace]
-    """(site, rank, seed) -> subspace"""
+    """(site, rank, seed) -> subspace; the second edit of one site asks for "site (2)" """
     rank: int | None = None
     random: bool = True
     """Whether different seeds differ."""
@@ -135,14 +135,13 @@ class Shuffled:
 
 
 def _replaced(hooks: FwdHooks, other: Callable[[str, Intervention], Intervention]) -> FwdHooks:
-    out: FwdHooks = []
     for name, hook in hooks:
         if not isinstance(hook, Placed):
             raise ValueError(
                 f"The hook at {name} is a plain function, so its subspace is not known; use edit.at(name)."
             )
-        out.append((name, hook.with_intervention(other(name, hook.intervention))))
-    return out
+    changed = [hook.with_intervention(other(key, hook.intervention)) for key, hook in keyed(hooks)]
+    return [(name, hook) for (name, _), hook in zip(hooks, changed)]
 
 
 def _walk(kind: str, moments: Moments, seed: int) -> Subspace:
@@ -163,6 +162,8 @@ def _moments(acts: Acts) -> Moments | dict[str, Moments]:
 def _of(moments: Moments | Mapping[str, Moments], site: str) -> Moments:
     if not isinstance(moments, Mapping):
         return moments
+    if site not in moments:
+        site = site.partition(" (")[0]  # a mapping by sites alone serves every edit of a site
     if site not in moments:
         raise KeyError(f"The control has no activations at {site}; it has {_few(moments)}. Collect them there too.")
     return moments[site]

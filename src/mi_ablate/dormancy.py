@@ -13,7 +13,8 @@ The test splits each direction in two and patches the part that a real pathway w
                                             both runs' activations at that place) + (the rest, where they hardly vary). There is
                                             no single weight to ask, so this split is by what the activations do.
 
-`Dormant` warns where the whole patch has an effect of at least 0.1 and the active part alone less than half of it. When it
+`Dormant` warns where the whole patch has an effect of at least 0.1 and the active part alone less than half of it, or one of
+the other sign. A weight that is zero reads nothing, and then everything is dormant. When it
 misleads: outside the MLP, where little but the feature varies, the active part of any direction that follows the feature is
 the feature itself, and no illusion shows; an honest direction estimated with noise has a dormant part too, but its active
 part keeps its effect; W_O of a head is usually of full rank, so that its null space is empty; and a subspace of full rank
@@ -30,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mi_ablate._names import checked, layer_of
+from mi_ablate._places import head_numbers
 from mi_ablate._types import HookedModel
 from mi_ablate.model import collect
 from mi_ablate.moments import Moments
@@ -37,7 +39,7 @@ from mi_ablate.patching import patch
 from mi_ablate.subspace import Subspace
 
 HAS_EFFECT, KEPT = 0.1, 0.5
-"""The warning: |whole| at least the first, and |active part| below the second times |whole|."""
+"""The warning: |whole| at least the first, and the active part, in the direction of the whole, below the second times it."""
 HELD = 0.99
 """The share of the variance that the principal directions of a residual site hold."""
 _NOTHING, _SAME = 1e-6, 1e-20
@@ -64,8 +66,9 @@ class Dormant:
 
     @property
     def illusion(self) -> bool:
-        """Whether the patch has an effect and its active part alone has less than half of it."""
-        return abs(self.whole) >= HAS_EFFECT and abs(self.active) < KEPT * abs(self.whole)
+        """Whether the patch has an effect and its active part alone has less than half of it, or the opposite one."""
+        sign = 1 if self.whole > 0 else -1
+        return abs(self.whole) >= HAS_EFFECT and sign * self.active < KEPT * abs(self.whole)
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row for the whole and one for each part."""
@@ -114,7 +117,7 @@ def dormant(
         batch_size: rows a pass.
 
     Raises:
-        ValueError: hook_z without a head, and what `patch` refuses.
+        ValueError: hook_z without a head, and what `patch` refuses. IndexError: a head out of range.
 
     """
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
@@ -153,7 +156,7 @@ def _at(
     return x.flatten(0, -2)
 
 
-def _used(model: Any, name: str, head: int | None) -> tuple[Subspace | None, str]:
+def _used(model: Any, name: str, head: int | None) -> tuple[Float[Tensor, "d used"] | None, str]:
     """The directions at a site that the weight that reads it can see, or None where no single weight reads it."""
     layer = layer_of(name)
     if layer is not None and name.endswith("mlp.hook_post"):
@@ -161,16 +164,18 @@ def _used(model: Any, name: str, head: int | None) -> tuple[Subspace | None, str
     elif layer is not None and name.endswith("attn.hook_z"):
         if head is None:
             raise ValueError(f"dormant at {name} needs head=: each head is read by a W_O of its own.")
-        weight, what = model.blocks[layer].attn.W_O[head], "W_O"
+        heads = model.blocks[layer].attn.W_O
+        weight, what = heads[head_numbers(head, len(heads))[0]], "W_O"
     else:
         return None, f"{HELD:.0%} of the variance"
     u, s, _ = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=False)
-    eps = torch.finfo(weight.dtype).eps
-    rank = int((s > s[0] * eps * max(weight.shape)).sum())
-    return (Subspace(u[:, :rank].contiguous()) if rank else None), what
+    eps = torch.finfo(
+        torch.promote_types(weight.dtype, torch.float32)
+    ).eps  # a half-precision weight is what it is, exactly
+    return u[:, s > s[0] * eps * max(weight.shape)], what
 
 
-def _varying(runs: list[Float[Tensor, "n d"]]) -> Subspace:
+def _varying(runs: list[Float[Tensor, "n d"]]) -> Float[Tensor, "d held"]:
     """The principal directions that hold 99 % of the variance of both runs together."""
     moments = Moments().update(torch.cat(runs))
     values, vectors = torch.linalg.eigh(moments.covariance.cpu())
@@ -179,13 +184,14 @@ def _varying(runs: list[Float[Tensor, "n d"]]) -> Subspace:
     if float(values.sum()) <= _SAME * size:
         raise ValueError("The activations of both runs are the same at that place: there is nothing to patch.")
     rank = int((values.cumsum(0) / values.sum() < HELD).sum()) + 1
-    return Subspace(vectors[:, :rank].contiguous())
+    return vectors[:, :rank]
 
 
-def _parts(subspace: Subspace, used: Subspace) -> tuple[Subspace | None, Subspace | None, float]:
+def _parts(subspace: Subspace, used: Float[Tensor, "d used"]) -> tuple[Subspace | None, Subspace | None, float]:
     """The spans of the directions' parts inside and outside ``used``, and the share of squared length outside."""
-    inside = used.project(subspace.basis.T.cpu())
-    outside = subspace.basis.T.cpu() - inside
+    rows = subspace.basis.T.cpu()
+    inside = rows @ used @ used.T
+    outside = rows - inside
     return _span(inside), _span(outside), float(outside.square().sum() / subspace.rank)
 
 

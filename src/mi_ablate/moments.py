@@ -66,7 +66,7 @@ def site_moments(
     """Return mean and covariance of the clean vectors that each placed hook addresses, one pass a kind of position."""
     placed: dict[str, Placed] = {}
     found: dict[str, Moments] = {}
-    for key, hook in _keyed(hooks):
+    for key, hook in keyed(hooks):
         checked(model, hook.name, model.hook_dict)
         if hook.name in known:
             found[key] = Moments().update(_part(known[hook.name], hook))
@@ -98,18 +98,18 @@ def site_moments(
 
 def variance_removed(hooks: FwdHooks, moments: dict[str, Moments]) -> float:
     """Return the mean over placed hooks of the share of variance that lies in what they overwrite; NaN where none is known."""
-    shares = [_share(hook.intervention, moments[key]) for key, hook in _keyed(hooks)]
+    shares = [_share(hook.intervention, moments[key]) for key, hook in keyed(hooks)]
     return sum(shares) / len(shares) if shares else float("nan")
 
 
-def _keyed(hooks: FwdHooks) -> list[tuple[str, Placed]]:
-    """Placed hooks by site; the second edit of one site is told apart, since its positions may differ."""
-    keyed: dict[str, Placed] = {}
+def keyed(hooks: FwdHooks) -> list[tuple[str, Placed]]:
+    """Return placed hooks by site; the second edit of one site, "site (2)", is told apart, since its positions may differ."""
+    found: dict[str, Placed] = {}
     for name, hook in hooks:
         if isinstance(hook, Placed):
-            earlier = sum(other.name == name for other in keyed.values())
-            keyed[f"{name} ({earlier + 1})" if earlier else name] = hook
-    return list(keyed.items())
+            earlier = sum(other.name == name for other in found.values())
+            found[f"{name} ({earlier + 1})" if earlier else name] = hook
+    return list(found.items())
 
 
 def _is_mask(pos: Pos) -> bool:
