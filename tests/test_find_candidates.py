@@ -168,6 +168,7 @@ def test_positions_may_be_any_sequence(model, prompts, pos) -> None:
     assert find.candidates(model, prompts, LABELS, pos=pos).positions == (-2, -1)
 
 
+@pytest.mark.compat
 def test_padding_that_is_read_without_a_mask_is_warned_of() -> None:
     padded = tiny()
     padded.tokenizer = SimpleNamespace(pad_token_id=0, bos_token_id=3, padding_side="right")

@@ -209,7 +209,7 @@ def test_lists_and_arrays_are_taken_where_vectors_are(unchecked) -> None:
     whole = torch.arange(12).reshape(2, 6)
     assert torch.equal(find.winsorised(whole, 0.5), find.winsorised(whole.double(), 0.5))
     for labels in (["yes", "no"] * 20, None, np.array(["yes", "no"] * 20)):
-        with pytest.raises(ValueError, match="are neither Booleans nor whole numbers"):
+        with pytest.raises(ValueError, match=r"^labels such as .{4,15} are neither Booleans nor whole numbers"):
             find.difference_of_means(x, labels)
     for acts in (list(x), None, [["a"]]):
         with pytest.raises(ValueError, match="that is no table of numbers: a tensor or array"):

@@ -84,6 +84,7 @@ def test_other_finders_and_per_prompt_positions(model, prompts) -> None:
     assert principal.overlap(find.pca(acts, rank=3)) > 1 - 1e-9
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("finder", ["difference_of_means", "standardised", "class_means", "leace"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_difference_of_means_is_gone_once_removed_and_rounding_is_not_taken_for_a_direction(
@@ -139,6 +140,8 @@ def test_a_finder_returns_a_subspace_and_reads_one_position(unchecked, model, pr
     labels = prompts[:, -1] % 3
     with pytest.raises(ValueError, match="The finder returned a Leace, and a Subspace is needed"):
         find.refitted(model, prompts, labels, LAST, find.leace, 2)
+    masked = find.refitted(model, prompts, labels, LAST, "class_means", 2, attention_mask=[[1] * 7] * N)[LAST]
+    assert masked.overlap(find.refitted(model, prompts, labels, LAST, "class_means", 2)[LAST]) > 1 - 1e-9
     with pytest.raises(ValueError, match=r"pos=\[-1\]: one position a prompt is needed"):
         find.refitted(model, prompts, labels, LAST, find.class_means, 2, pos=[-1])
 

@@ -24,7 +24,7 @@ def whole(labels: Labels) -> Tensor:
     try:
         given = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        first = next(iter(labels), None) if isinstance(labels, Sequence) else labels
+        first = labels[0] if hasattr(labels, "__len__") and len(labels) else labels
         raise ValueError(
             f"labels such as {first!r} are neither Booleans nor whole numbers. Write a condition for each example, such "
             'as [word == "yes" for word in words].'

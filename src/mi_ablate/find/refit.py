@@ -74,7 +74,7 @@ def refitted(
     if rank < 1:
         raise ValueError(f"rank={rank}: at least one direction a site.")
     finder = _finder(finder)
-    _check_position(model, tokens, pos, attention_mask)
+    attention_mask = _checked_mask(model, tokens, pos, attention_mask)
     options: dict[str, Any] = {"rank": 1} if "rank" in inspect.signature(finder).parameters else {}
     found: dict[str, Subspace] = {}
     means: dict[str, Tensor] = {}
@@ -102,11 +102,14 @@ def _finder(finder: Finder | str) -> Finder:
     return finder
 
 
-def _check_position(model: HookedModel, tokens: Tensor, pos: object, mask: Tensor | None) -> None:
+def _checked_mask(model: HookedModel, tokens: Tensor, pos: object, mask: Tensor | None) -> Tensor | None:
+    """Return the mask as a tensor; refuse positions that are not one a prompt, and warn where padding would be read."""
     if not isinstance(pos, Integral) and not (isinstance(pos, Tensor) and pos.ndim == 1):
         raise ValueError(f"pos={pos!r}: one position a prompt is needed, an int or a tensor of one for each prompt.")
     if mask is None:
         warn_of_padding(model, tokens, pos[:, None] if isinstance(pos, Tensor) else torch.tensor([[int(pos)]]))
+        return None
+    return torch.as_tensor(mask)
 
 
 def _next(finder: Finder, x: Tensor, labels: Labels, options: dict[str, Any], site: str, k: int) -> Subspace:
