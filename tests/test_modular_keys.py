@@ -79,12 +79,13 @@ def test_a_run_that_never_generalised_gets_no_frequencies(small: Grid) -> None:
 
 
 def test_addition_mod_97_by_energy_and_by_neurons() -> None:
-    keys = key_frequencies(grid(toys.load("add97")), count=4)
+    add = grid(toys.load("add97"))
+    keys = key_frequencies(add, count=4)
     assert keys["energy"].frequencies == (44, 6, 11, 16)
     assert keys["neurons"].frequencies == (44, 6, 11, 16)
     assert keys["energy"].threshold is None
     with pytest.raises(ValueError, match="0 frequencies were asked for; Z_97 has 1 to 48"):
-        key_frequencies(grid(toys.load("add97")), count=0)
+        key_frequencies(add, count=0)
 
 
 def test_multiplication_is_sparse_only_after_the_discrete_log() -> None:
@@ -92,7 +93,9 @@ def test_multiplication_is_sparse_only_after_the_discrete_log() -> None:
     mul = grid(toy, "mul")
     logs = neuron_frequencies(mul.acts("blocks.1.mlp.hook_post"))
     assert logs.frequencies == [15, 17, 39, 44, 48]
-    assert 48 not in neuron_frequencies(mul.acts("blocks.1.mlp.hook_post"), "arena").frequencies
+    assert logs.by("arena").frequencies == [15, 17, 39, 44], "48 = n // 2 is out of its reach"
+    with pytest.raises(ValueError, match="variant='np' is one of nanda_text"):
+        logs.by("np")
     order = mul.a.argsort()  # the non-zero residues 1 .. 96 as they stand
     raw = mul.logits[order][:, order][..., order]
     assert float(cosine_share(mul.logits).fve.sum()) > 0.55
@@ -102,6 +105,22 @@ def test_multiplication_is_sparse_only_after_the_discrete_log() -> None:
         name: spectrum(x).share(*spectrum(x).top(5)) for name, x in {"log": means, "residues": means[order]}.items()
     }
     assert top5["log"] > 2 * top5["residues"]
+
+
+@pytest.mark.parametrize("p", [2, 3, 4])
+def test_the_smallest_groups_have_frequencies_too(p: int) -> None:
+    toy = toys.load("nanda113")
+    keep = (toy.inputs["a"] < p) & (toy.inputs["b"] < p)
+    inputs = {name: x[keep] for name, x in toy.inputs.items()}
+    answers = (inputs["a"] + inputs["b"]) % p
+    tiny = replace(toy, tokens=toy.tokens[keep], answers=answers, modulus=p, inputs=inputs, train=None)
+    keys = key_frequencies(grid(tiny), count=1, least=0.0)
+    assert len(keys["energy"].frequencies) == 1
+    assert keys["tl_demo"].frequencies
+    assert keys["nanda_eye"].frequencies
+    if p < 4:
+        assert keys["arena"].reason == f"it looks at the frequencies below 1, and Z_{p} has none"
+    assert cosine_share(grid(tiny).logits).coefficients.shape == (p // 2,)
 
 
 def test_no_neurons_and_no_variation_are_said(small: Grid) -> None:

@@ -66,13 +66,12 @@ def key_frequencies(grid: Grid, *, count: int = 5, least: int | float = LEAST, l
         ValueError: a ``count`` that Z_n does not have.
 
     """
-    accuracy, split = generalised(grid)
     embedding = embedding_spectrum(grid)
-    embedding.top(count)
+    energy = embedding.top(count)
+    accuracy, split = generalised(grid)
     if accuracy < least:
         reason = f"accuracy {accuracy:.3f} on {split} pairs is below {least}: the model has not generalised"
         return {rule: Keys(rule, (), (), None, reason) for rule in RULES}
-    energy = embedding.top(count)
     found = {
         "energy": Keys("energy", tuple(energy), tuple(embedding.share(k) for k in energy), None),
         "nanda_eye": _by_gap(embedding),
@@ -86,7 +85,9 @@ def key_frequencies(grid: Grid, *, count: int = 5, least: int | float = LEAST, l
         acts = grid.acts(f"blocks.{layer % grid.model.cfg.n_layers}.mlp.hook_post")
         neurons = neuron_frequencies(acts)
         found["neurons"] = _by_neurons("neurons", neurons)
-        found |= {rule: _by_neurons(rule, neurons.by(rule)) for rule in ("nanda_colab", "arena")}
+        short = f"it looks at the frequencies below {grid.n // 2}, and Z_{grid.n} has none"
+        for rule in ("nanda_colab", "arena"):
+            found[rule] = _by_neurons(rule, neurons.by(rule)) if grid.n > 3 else Keys(rule, (), (), None, short)
     return {rule: found[rule] for rule in RULES}
 
 
@@ -108,7 +109,7 @@ def _above(rule: str, found: Spectrum) -> Keys:
 
 def _by_gap(found: Spectrum) -> Keys:
     norms, order = _largest_rows(found).sort(descending=True, stable=True)
-    ratios = norms[:-1] / norms[1:].clamp(min=float(norms[0]) * 1e-12)
+    ratios = norms[:-1] / norms[1:].clamp(min=float(norms[0]) * 1e-12)  # none where there is one frequency
     keep = int(ratios.argmax()) + 1 if len(ratios) else 1
     threshold = float(norms[keep]) if keep < len(norms) else 0.0
     return Keys("nanda_eye", tuple((order[:keep] + 1).tolist()), tuple(norms[:keep].tolist()), threshold)
