@@ -272,3 +272,15 @@ def test_nan_names_the_site_and_the_prompts(prompts) -> None:
         ValueError, match=r"NaN or infinite activations at blocks.0.hook_resid_post, in prompts 12 to 17"
     ):
         find.candidates(broken, prompts, LABELS, batch_size=6)
+
+
+def test_the_picture_holds_the_shares_of_the_table(model, prompts) -> None:
+    found = find.candidates(model, prompts, prompts[:, 0] > 5, ("resid_post", "blocks.1.attn.hook_z"), pos=[0, -1])
+    figure = found.plot(tokens=["first", "last"])
+    rows = {(row["site"], row["head"], row["pos"]): row["r2"] for row in found.table()}
+    drawn = figure.data[0].z
+    assert len(drawn) == 4, "two sites of the stream and two heads"
+    assert drawn[0][1] == pytest.approx(rows["blocks.0.hook_resid_post", None, -1])
+    assert drawn[3][0] == pytest.approx(rows["blocks.1.attn.hook_z", 1, 0])
+    assert "(chance 0.0" in figure.layout.title.text
+    assert found._repr_html_().count("<tr>") == 9

@@ -114,6 +114,24 @@ class Candidates:
                 rows.append({**row, "F": row["r2"] / (k - 1) / left if left > 1e-15 else None})
         return sorted(rows, key=lambda row: -row["r2"])
 
+    def plot(self, tokens: Sequence[str] | None = None) -> Any:
+        """Return the heat map of r2, site by position; sites with heads are a row a head. ``tokens``: text of positions."""
+        from mi_ablate.figures import heat
+
+        by_key = {(row["site"], row["head"], row["pos"]): row["r2"] for row in self.table()}
+        places = list(dict.fromkeys((key.site, key.head) for key in self))
+        values = torch.tensor([[[by_key[(*place, pos)]] for pos in self.positions] for place in places])
+        names = [site if head is None else f"{site} head {head}" for site, head in places]
+        chance = self.table()[0]["chance"]
+        title = f"Where {len(self.labels)} classes differ: share of variance between their means (chance {chance:.2g})"
+        columns = [str(pos) for pos in self.positions]
+        return heat(values, names, columns, tokens=tokens, label="share of variance", title=title)
+
+    def _repr_html_(self) -> str:
+        from mi_ablate.figures import html_table
+
+        return html_table(self.table()[:20])
+
     def __getitem__(self, key: Key | tuple[str, int] | tuple[str, int, int | None]) -> Fit:
         """Return the fit of the candidate ``(site, pos)`` or ``(site, pos, head)``."""
         return self.fit(*key)
