@@ -207,6 +207,15 @@ def test_a_direction_keeps_its_source_and_its_size() -> None:
     assert torch.equal(s[2].vector, 0.5 * s.basis[:, 2])
 
 
+def test_any_whole_number_names_a_direction() -> None:
+    import numpy as np
+
+    s = Subspace.random(D, 3)
+    for index in (np.int64(1), torch.tensor(1)):
+        assert torch.equal(s[index].basis, s[1].basis)  # type: ignore[index]
+    assert torch.equal(s[torch.tensor([2, 0])].basis, s[[2, 0]].basis)  # type: ignore[index]
+
+
 def test_only_one_direction_of_known_size_is_a_vector() -> None:
     with pytest.raises(ValueError, match=r"it has rank 2\. basis\[:, i\] is a unit vector; scale it yourself"):
         _ = Subspace.random(D, 2).vector

@@ -9,6 +9,7 @@ not isotropic: see `mi_ablate.controls.covariance` for the fairer one). Small an
 the cosine of 1e-8 rounds to 1 (Björck & Golub 1973).
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,7 +157,10 @@ class Subspace:
 
     def __getitem__(self, index: int | slice | list[int]) -> "Subspace":
         """Return the part spanned by the chosen directions; ``s[:k]`` is the leading part."""
-        columns = [index] if isinstance(index, int) else index
+        try:
+            columns: Any = [operator.index(index)]  # type: ignore[arg-type]
+        except TypeError:
+            columns = index
         try:
             chosen = self.basis[:, columns]
         except IndexError:
