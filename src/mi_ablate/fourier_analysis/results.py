@@ -5,9 +5,10 @@ what depends on them is left out, with the reason.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from mi_ablate.toys.checkpoints import Toy
 Report = Callable[[str], None]
 SETS = ("energy", "nanda_text")
 """Rules whose key frequencies the losses are taken for: by energy of W_E, and the one that the paper names."""
-NEURON_DRAWS = 3
+NEURON_DRAWS, CIRCLES = 3, 2
 T = TypeVar("T")
 
 
@@ -119,36 +120,46 @@ def analyse(
     """
     start = time.perf_counter()
     grid = modular.grid(toy, operation)
+    parts = _parts(grid, count, folder, full, report)
+    what = {"model": toy.card.get("name") or repr(toy), "operation": grid.operation, "count": count, "full": full}
+    return FourierAnalysis(grid=grid, **parts, settings=what, seconds=time.perf_counter() - start)
+
+
+def _parts(grid: Grid, count: int, folder: Path | str | None, full: bool, report: Report) -> dict[str, Any]:
     tries = _Tries(report)
     report("accuracy and key frequencies")
-    keys = modular.key_frequencies(grid, count=min(count, grid.n // 2))
+    with _remembered(grid):
+        keys = modular.key_frequencies(grid, count=min(count, grid.n // 2))
+        spectra, causal = _spectra(grid, tries), _causal(grid, keys, report)
     chosen = list(keys["energy"].frequencies)
     if keys["energy"].reason:
         tries.reasons["key_frequencies"] = keys["energy"].reason
     splits = ("all",) if grid.train is None else ("all", "train", "test")
     rows = _progress(folder, chosen, grid, tries)
-    return FourierAnalysis(
-        grid=grid,
-        keys=keys,
-        **_spectra(grid, tries),
-        cosines=modular.cosine_share(grid.logits),
-        full={split: modular.full_loss(grid, split) for split in splits if bool(grid.split_mask(split).any())},
-        losses=_losses(grid, keys, report),
-        each=modular.excluded_each(grid, chosen, which=None if grid.train is not None else "all"),
+    return {
+        "keys": keys,
+        **spectra,
+        "causal": causal,
+        "cosines": modular.cosine_share(grid.logits),
+        "full": {split: modular.full_loss(grid, split) for split in splits if bool(grid.split_mask(split).any())},
+        "losses": _losses(grid, keys, report),
+        "each": modular.excluded_each(grid, chosen, which=None if grid.train is not None else "all"),
         **_clock_pizza(grid, tries, full),
         **_ranks(grid, tries),
-        causal=_causal(grid, keys, report),
-        progress=rows,
-        phases=phases(rows) if rows else {},
-        reasons=tries.reasons,
-        settings={
-            "model": toy.card.get("name") or repr(toy),
-            "operation": grid.operation,
-            "count": count,
-            "full": full,
-        },
-        seconds=time.perf_counter() - start,
-    )
+        "progress": rows,
+        "phases": phases(rows) if rows else {},
+        "reasons": tries.reasons,
+    }
+
+
+@contextmanager
+def _remembered(grid: Grid) -> Iterator[None]:
+    """Keep the activations that were asked for last: several measures in a row are of the same neurons."""
+    grid.__dict__["acts"] = lru_cache(maxsize=1)(grid.acts)
+    try:
+        yield
+    finally:
+        del grid.__dict__["acts"]
 
 
 def _spectra(grid: Grid, tries: _Tries) -> dict[str, Any]:
@@ -169,7 +180,10 @@ def _spectra(grid: Grid, tries: _Tries) -> dict[str, Any]:
 def _losses(grid: Grid, keys: dict[str, modular.Keys], report: Report) -> dict[str, dict[str, modular.Loss]]:
     found: dict[str, dict[str, modular.Loss]] = {}
     for rule in SETS:
-        if keys[rule].frequencies:
+        same = next((x for x in found if set(keys[x].frequencies) == set(keys[rule].frequencies)), None)
+        if same is not None:
+            found[rule] = found[same]
+        elif keys[rule].frequencies:
             report(f"restricted and excluded losses of the frequencies by {rule}")
             which = None if grid.train is not None else "all"
             found[rule] = modular.progress_losses(grid, keys[rule].frequencies, which=which)
@@ -181,7 +195,7 @@ def _clock_pizza(grid: Grid, tries: _Tries, full: bool) -> dict[str, Any]:
     for draw in ("published", "all") if full else ("published",):
         found = tries(f"gradient_symmetricity_{draw}", partial(modular.gradient_symmetricity, grid, draw))
         symmetricity |= {} if found is None else {draw: found}
-    count = min(3, grid.n // 2, grid.embedding.shape[1] // 2)
+    count = min(CIRCLES, grid.n // 2, grid.embedding.shape[1] // 2)
     return {
         "symmetricity": symmetricity,
         "distance_irrelevance": tries("distance_irrelevance", lambda: modular.distance_irrelevance(grid.logits)),
