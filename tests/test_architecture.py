@@ -35,6 +35,7 @@ ORDER = (
     ("_norms",),
     ("_walks",),
     ("curves",),
+    ("_shares",),
     ("_places",),
     ("patching", "selectivity"),
     ("dormancy",),

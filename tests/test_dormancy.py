@@ -109,6 +109,7 @@ def test_in_the_stream_the_split_is_by_what_varies() -> None:
     assert (honest.whole, honest.active, honest.ranks) == (pytest.approx(1), pytest.approx(1), (1, 1, 0))
 
 
+@pytest.mark.filterwarnings("ignore:.*less than two standard errors:UserWarning")  # random prompts
 def test_a_head_is_read_by_its_own_weight(model) -> None:
     clean, corrupted = (torch.randint(0, 11, (N, 5), generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     space = Subspace.random(8, 2)

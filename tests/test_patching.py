@@ -1,6 +1,5 @@
 """Patching: runs restored by construction, hand-wired gates, and places that are refused."""
 
-import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +11,12 @@ from torch import Tensor
 import mi_ablate as mi
 from mi_ablate import Ablate, Subspace, accuracy, cross_entropy, kl, logit_diff, patch
 from mi_ablate._places import Shuffled
+from mi_ablate.patching import Patching
 from models import FAMILIES, family, has_hooked_transformer, logits_with, random_state, tiny, tokens_for
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*less than two standard errors:UserWarning"
+)  # random models and prompts
 
 N, P = 6, 5
 RIGHT = torch.arange(N)
@@ -282,11 +286,108 @@ def test_a_saturated_metric_warns_and_says_so(model, pairs) -> None:
     with pytest.warns(UserWarning, match=r"accuracy is at its ceiling on the clean prompts \(1\.000\)"):
         found = patch(model, clean, corrupted, accuracy(answers), "resid_pre")
     assert found.saturated
-    assert repr(found).endswith("; the metric is at its ceiling)")
+    assert "; the metric is at its ceiling" in repr(found)
     assert all(row["saturated"] for row in found.table())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not patch(model, clean, corrupted, DIFF, "resid_pre").saturated
+    assert not patch(model, clean, corrupted, DIFF, "resid_pre").saturated
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "ceiling", "marks"),
+    [
+        (0.95, 0.0, 1.0, "the metric is at its floor"),
+        (1.0, 0.5, 1.0, "the metric is at its ceiling"),
+        (1.0, 0.0, 1.0, "the metric is at its ceiling and floor"),
+        (0.0, 1.0, 1.0, "the metric is at its ceiling and floor"),
+        (0.9, 0.1, 1.0, ""),
+        (1.0, 0.0, None, ""),
+    ],
+)
+def test_either_end_of_a_bounded_metric_saturates(clean: float, corrupted: float, ceiling: Any, marks: str) -> None:
+    """A place that moves the logits of a run at accuracy 0 by a part of the difference leaves it at 0."""
+    scores = [(torch.arange(100) < 100 * share).double() for share in (clean, corrupted)]
+    found = Patching(
+        "denoise", "accuracy", ("a",), (0,), (None,), torch.zeros(1, 1, 1, 100).double(), *scores, {}, "", ceiling
+    )
+    assert found.saturated == bool(marks)
+    assert repr(found).endswith(f"({'no control'}){'; ' + marks if marks else ''})")
+    assert found.table()[0].get("saturated", False) == found.saturated
+
+
+def test_a_difference_within_its_noise_warns_and_says_so() -> None:
+    """Twelve pairs that differ by 1 in both directions, and by 0.1 more in one: shares of 0.1 are noise."""
+    zero = torch.zeros(12, dtype=torch.float64)
+    sign = torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
+    for clean, noisy in ((sign + 0.1, True), (sign + 0.7, False), (zero + 0.1, False), (sign[:1], False)):
+        base = torch.zeros(len(clean), dtype=torch.float64)
+        values = base.expand(1, 1, 1, -1)
+        found = Patching("noise", "logit_diff", ("a",), (0,), (None,), values, clean, base, {}, "", None)
+        assert found.noisy == noisy
+        assert ("within its noise" in repr(found)) == noisy
+
+
+def test_patch_warns_of_a_noisy_difference(model, pairs) -> None:
+    with pytest.warns(UserWarning, match=r"logit_diff differs by .* less than two standard errors of 6 pairs"):
+        assert patch(model, *pairs, DIFF, FIRST, pos=-1, controls={}).noisy
+
+
+@given(seed=st.integers(0, 100), mode=st.sampled_from(["denoise", "noise"]))
+def test_intervals_hold_the_effect_and_are_points_where_every_pair_agrees(seed: int, mode: str) -> None:
+    g = torch.Generator().manual_seed(seed)
+    clean = 2 + torch.randn(40, generator=g, dtype=torch.float64)
+    corrupted = torch.randn(40, generator=g, dtype=torch.float64)
+    start, end = (corrupted, clean) if mode == "denoise" else (clean, corrupted)
+    noise = torch.randn(40, generator=g, dtype=torch.float64)
+    values = torch.stack([start, end, (start + end) / 2, start + noise, start + 0.5 * (end - start) + 0.1 * noise])
+    found = Patching(mode, "m", tuple("abcde"), (0,), (None,), values[:, None, None], clean, corrupted, {}, "", None)
+    low, high = found.intervals()[..., 0, 0]
+    shares = found.normalised[:, 0, 0]
+    assert (low <= shares + 1e-12).all()
+    assert (high >= shares - 1e-12).all()
+    assert torch.allclose(low[:3], torch.tensor([0, 1, 0.5]).double(), atol=1e-12)
+    assert torch.allclose(high[:3], low[:3], atol=1e-12)
+    assert (high - low)[3] > 3 * (high - low)[4] > 0
+    row = found.table()[3]
+    assert (row["low"], row["high"]) == (pytest.approx(float(low[3])), pytest.approx(float(high[3])))
+    narrow = found.intervals(level=0.5)
+    assert (narrow[1] - narrow[0] <= high[:, None, None] - low[:, None, None] + 1e-12).all()
+
+
+def test_an_interval_covers_the_true_share_as_often_as_it_says() -> None:
+    """200 samples of 30 pairs whose true share is 0.3: about 95 % of the intervals hold it."""
+    g = torch.Generator().manual_seed(0)
+    gap = 1 + torch.randn(200, 30, generator=g, dtype=torch.float64)
+    change = 0.3 * gap + 0.5 * torch.randn(200, 30, generator=g, dtype=torch.float64)
+    inside = 0
+    for c, d in zip(gap, change):
+        zero = torch.zeros_like(c)
+        found = Patching("denoise", "m", ("a",), (0,), (None,), d.expand(1, 1, 1, -1), c, zero, {}, "", None)
+        low, high = found.intervals().flatten().tolist()
+        inside += low <= 0.3 <= high
+    assert 180 <= inside <= 199
+
+
+def test_one_pair_has_no_interval(model, pairs) -> None:
+    clean, corrupted = (x[:1] for x in pairs)
+    found = patch(model, clean, corrupted, logit_diff(RIGHT[:1], RIGHT[:1] + 1), FIRST, controls={})
+    assert found.intervals().isnan().all()
+    with pytest.raises(ValueError, match="level=95 of an interval lies between 0 and 1"):
+        found.intervals(level=95)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_the_covariance_control_does_not_see_the_padding(model, left: bool) -> None:
+    if left and not has_hooked_transformer():
+        pytest.skip("positions of left-padded rows start at the first real token in HookedTransformer")
+    clean, mask = padded([[1, 2, 3, 4, 5], [6, 7, 8], [2, 9, 1, 3]], left)
+    corrupted, _ = padded([[5, 2, 9, 4, 1], [3, 7, 2], [8, 8, 1, 4]], left)
+    metric, drawn = logit_diff(torch.tensor([1, 2, 3]), torch.tensor([3, 4, 5])), []
+    for token in (0, 7):
+        a, b = (torch.where(mask.bool(), x, token) for x in (clean, corrupted))
+        found = patch(
+            model, a, b, metric, FIRST, pos=None, subspace=Subspace.random(16, 2), draws=2, attention_mask=mask
+        )
+        drawn.append(found.controls["covariance"])
+    assert torch.allclose(*drawn, atol=1e-10)
 
 
 def test_progress_counts_every_pass(model, pairs) -> None:
@@ -342,6 +443,8 @@ def test_what_cannot_be_patched_is_refused(model, pairs) -> None:
         patch(*own, head="each")
     with pytest.raises(ValueError, match="head='all': 'each' for one head after another"):
         patch(*own, "z", head="all")
+    with pytest.raises(ValueError, match="head=True: 'each' for one head after another, an int"):
+        patch(*own, "z", head=True)
     with pytest.raises(IndexError, match="head=2 is out of range: each site has 2 heads, so 0 to 1"):
         patch(*own, "z", head=2)
     with pytest.raises(ValueError, match=r"cannot be patched at blocks\.0\.attn\.hook_z, whose vectors have width 8"):
@@ -371,6 +474,20 @@ def test_positions_of_numpy_and_lists_of_tokens(unchecked, model, pairs) -> None
     assert patch(model, *pairs, DIFF, FIRST, pos=[np.int64(2), 0], controls={}).positions == (2, 0)
     with pytest.raises(ValueError, match=r"tokens are a list: a tensor \[n, pos\] is needed"):
         patch(model, pairs[0].tolist(), pairs[1].tolist(), DIFF)
+
+
+def test_heads_and_metrics_of_other_types(unchecked, model, pairs) -> None:
+    import numpy as np
+
+    own = (model, *pairs, DIFF, "z")
+    for head in (torch.tensor([0, 1]), np.array([0, 1]), range(2), [np.int64(0), torch.tensor(1)]):
+        assert patch(*own, head=head, pos=-1, controls={}).heads == (0, 1)
+    assert patch(*own, head=torch.tensor(1), pos=-1, controls={}).heads == (1,)
+    for head in ([0.5], 0.5, torch.tensor([0.5]), torch.tensor([True, False]), [True], ["0"]):
+        with pytest.raises(ValueError, match="'each' for one head after another, an int, a list of ints, or None"):
+            patch(*own, head=head)
+    with pytest.raises(ValueError, match="metric='logit_diff' is a str: make one with its answers, such as logit_diff"):
+        patch(model, *pairs, "logit_diff")
 
 
 def test_sites_with_different_numbers_of_heads_are_patched_apart(pairs) -> None:

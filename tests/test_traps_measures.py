@@ -160,7 +160,7 @@ def test_accuracy_is_at_its_ceiling_and_a_patch_seems_to_do_nothing() -> None:
         return Ablate(None, edit.to, strength=0.49)
 
     with pytest.warns(
-        UserWarning, match=r"accuracy is at its ceiling on the clean prompts \(1\.000\): places that move"
+        UserWarning, match=r"accuracy is at its ceiling on the clean prompts \(1\.000\) and at its floor on .*: places"
     ):
         blunt = patch(model, clean, corrupted, accuracy(right), SITE, mode="noise", **half)
     sharp = patch(model, clean, corrupted, logit_diff(right, wrong), SITE, mode="noise", **half)

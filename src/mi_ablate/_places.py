@@ -10,12 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mi_ablate import controls as kinds
+from mi_ablate._names import layer_of
 from mi_ablate._positions import plain
-from mi_ablate._types import FwdHooks
+from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.effects import Controls, draws_of
 from mi_ablate.interventions import Ablate
 from mi_ablate.model import check_tokens
-from mi_ablate.replay import Replay
+from mi_ablate.replay import Replay, from_layer, replay
 from mi_ablate.subspace import Subspace
 
 Label = int | str | None
@@ -138,6 +139,40 @@ class Sweep:
         if self.progress is not None:
             self.progress(done + 1, total)
         return done + 1
+
+
+def ways(
+    model: HookedModel,
+    base: Tensor,
+    metric: Callable[..., Tensor],
+    places: Places,
+    reference: list[Tensor] | None,
+    given: dict[str, Any],
+) -> Callable[[int, int], Replay]:
+    """Return how the model runs for each site and position.
+
+    Patches at the last position alone may take a shortcut of `replay`; the others start at the layer of their site where
+    the model can, with the stream below it kept for one layer at a time.
+    """
+    whole = replay(model, base, [], metric, **given)
+    last = {j for j, p in enumerate(places.pos) if isinstance(p, int) and p in (-1, places.length - 1)}
+    short = None
+    if last and reference is None and given["attention_mask"] is None:
+        short = replay(model, base, Ablate(None).at(*places.sites, pos=-1), metric, **given)
+    held: dict[int, Replay] = {}
+
+    def way(i: int, j: int) -> Replay:
+        if short is not None and j in last and short.kind != "whole":
+            return short
+        layer = layer_of(places.sites[i])
+        if layer is None:
+            return whole
+        if layer not in held:
+            held.clear()
+            held[layer] = from_layer(model, base, layer, metric, **given) or whole
+        return held[layer]
+
+    return way
 
 
 def check_pairs(clean: Int[Tensor, "n p"], corrupted: Int[Tensor, "m q"]) -> None:

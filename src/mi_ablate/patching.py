@@ -11,12 +11,13 @@ is necessary and neither sufficient. Written down by Heimersheim and Nanda 2024 
 (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262).
 
 When it misleads. Accuracy and probability saturate: a place that moves the logits by half of the difference may leave
-them at 1.0, so `logit_diff` is the metric to begin with. The numbers of the places do not add up to 1. What is written
-comes from another prompt, so a mixture may be off the model's own distribution; the same sweep with the source rows
-shuffled among the prompts (the default control) says how much any other prompt's activation does at that place: just as
-much, where all prompts have the same answer; about 0.5, where the metric sets the two answers of a pair against each other
-and a third prompt gives neither. A subspace patch can work through directions that the model does not use:
-see `mi_ablate.dormancy`.
+them at 1.0, or at the 0.0 from which denoising starts, so `logit_diff` is the metric to begin with. Every effect is a share
+of the difference between the runs: within two standard errors of 0, shares of it are noise. Both are warned of. The numbers
+of the places do not add up to 1. What is written comes from another prompt, so a mixture may be off the model's own
+distribution; the same sweep with the source rows shuffled among the prompts (the default control) says how much any other
+prompt's activation does at that place: just as much, where all prompts have the same answer; about 0.5, where the metric
+sets the two answers of a pair against each other and a third prompt gives neither. A subspace patch can work
+through directions that the model does not use: see `mi_ablate.dormancy`.
 """
 
 import warnings
@@ -24,37 +25,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mi_ablate._names import layer_of, resolve_all
+from mi_ablate._names import resolve_all
 from mi_ablate._places import (
     Label,
     Places,
     Sweep,
+    check_metric,
     check_pairs,
     heads_of,
     lengths_of,
     parts_of,
     positions_of,
     short_names,
+    ways,
 )
+from mi_ablate._shares import ceiling_of, check_gap, doubts, ends, share_intervals, within_noise
 from mi_ablate._types import HookedModel
 from mi_ablate.effects import Controls, clean_logits, name_of
-from mi_ablate.interventions import Ablate
 from mi_ablate.model import collect
-from mi_ablate.replay import Replay, from_layer, replay
+from mi_ablate.replay import replay
 from mi_ablate.subspace import Subspace
 
 MODES = ("denoise", "noise")
-NO_GAP = 1e-6
-"""Means of the two runs that differ by less than this share of their size (or of 1) leave nothing to explain."""
-NEARLY = 0.99
-_SATURATED = (
-    "{} is at its ceiling on the clean prompts ({:.3f}): places that move the logits by a part of the difference may show "
-    "nothing. logit_diff does not saturate."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,34 +80,35 @@ class Patching:
 
     def share(self, means: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
         """Return mean metrics as shares of the difference between the two runs (see the module for the sign)."""
-        clean, corrupted = float(self.clean.mean()), float(self.corrupted.mean())
-        _check_gap(clean, corrupted, self.metric)
-        start, end = (corrupted, clean) if self.mode == "denoise" else (clean, corrupted)
+        check_gap(float(self.clean.mean()), float(self.corrupted.mean()), self.metric)
+        start, end = (float(x.mean()) for x in self._ends)
         return (means - start) / (end - start)
+
+    def intervals(self, level: int | float = 0.95, seed: int = 0) -> Float[Tensor, "2 sites positions heads"]:
+        """Return the lower and upper ends of a bootstrap interval of each normalised effect over the pairs; NaN of one pair.
+
+        Percentiles of the linearised ratio over 2000 resamples, the same pairs for all places (see `mi_ablate._shares`).
+        """
+        start, end = self._ends
+        return share_intervals(self.values - start, end - start, level, seed)
 
     @property
     def saturated(self) -> bool:
-        """Whether the clean run is at the metric's ceiling, so that the metric hides partial effects."""
-        return self.ceiling is not None and float(self.clean.mean()) >= NEARLY * self.ceiling
+        """Whether a run is at an end of a bounded metric, so that the metric hides partial effects."""
+        return bool(ends({"clean": self.clean, "corrupted": self.corrupted}, self.ceiling))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the difference between the runs, which all effects are shares of, is below two standard errors."""
+        return within_noise(self.clean - self.corrupted)
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one row a place: the mean metric, the normalised effect, and that of each control over its draws."""
-        shares = self.normalised
-        drawn = {name: self.share(means) for name, means in self.controls.items()}
-        rows = []
-        for index in torch.cartesian_prod(*(torch.arange(s) for s in shares.shape)).tolist():
-            i, j, h = index
-            row: dict[str, Any] = {"site": self.sites[i], "pos": self.positions[j], "head": self.heads[h]}
-            row |= {self.metric: float(self.values[i, j, h].mean()), "normalised": float(shares[i, j, h])}
-            for name, draws in drawn.items():
-                at = draws[:, i, j, h]
-                row[name] = {"mean": float(at.mean()), "low": float(at.min()), "high": float(at.max())}
-            rows.append({**row, "saturated": True} if self.saturated else row)
-        return rows
+        """Return one row a place: the mean metric, the normalised effect with its interval, each control over its draws."""
+        return self._rows(range(self.normalised.numel()))
 
     def top(self, n: int = 5) -> list[dict[str, Any]]:
         """Return the n rows of `table` with the largest effects of either sign."""
-        return sorted(self.table(), key=lambda row: -abs(row["normalised"]))[:n]
+        return self._rows(self.normalised.abs().flatten().argsort(descending=True, stable=True)[:n].tolist())
 
     def plot(self, tokens: Sequence[str] | None = None, title: str | None = None) -> Any:
         """Return the heat map, site by position with one button a head, or site by head where there is one position.
@@ -130,10 +126,36 @@ class Patching:
             grids = {name: grid.transpose(1, 2) for name, grid in grids.items()}
             columns, heads, axes, tokens = heads, None, (axis, f"head, position {columns[0]}"), None
         what = f"{self.mode}, {self.metric}" + (f", {self.subspace}" if self.subspace else "")
-        full = " (the metric is at its ceiling)" if self.saturated else ""
+        full = "".join(f" ({mark})" for mark in self._doubts)
         title = title or f"Patching: {what}, n {len(self.clean)}{full}"
         values = grids.pop("")
         return heat(values, rows, columns, heads, tokens=tokens, axes=axes, controls=grids, title=title)
+
+    def _rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        shape, (start, end) = self.normalised.shape, self._ends
+        chosen = self.values.flatten(0, 2)[list(places)]
+        shares = self.share(chosen.mean(-1)).tolist()
+        low, high = share_intervals(chosen - start, end - start, 0.95, 0).tolist()
+        drawn = {name: self.share(means) for name, means in self.controls.items()}
+        rows = []
+        for k, place in enumerate(places):
+            i, j, h = place // (shape[1] * shape[2]), place // shape[2] % shape[1], place % shape[2]
+            row: dict[str, Any] = {"site": self.sites[i], "pos": self.positions[j], "head": self.heads[h]}
+            row |= {self.metric: float(chosen[k].mean()), "normalised": shares[k], "low": low[k], "high": high[k]}
+            for name, draws in drawn.items():
+                at = draws[:, i, j, h]
+                row[name] = {"mean": float(at.mean()), "low": float(at.min()), "high": float(at.max())}
+            rows.append({**row, "saturated": True} if self.saturated else row)
+        return rows
+
+    @property
+    def _ends(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """The metric where nothing is patched, and where all is."""
+        return (self.corrupted, self.clean) if self.mode == "denoise" else (self.clean, self.corrupted)
+
+    @property
+    def _doubts(self) -> dict[str, str]:
+        return doubts(self.metric, {"clean": self.clean, "corrupted": self.corrupted}, self.ceiling)
 
     def __repr__(self) -> str:
         grid = f"{len(self.sites)} sites x {len(self.positions)} positions"
@@ -144,7 +166,7 @@ class Patching:
         where += "" if row["head"] is None else f" head {row['head']}"
         beside = ", ".join(f"{name} {row[name]['mean']:.2f}" for name in self.controls) or "no control"
         what = f", {self.subspace}" if self.subspace else ""
-        full = "; the metric is at its ceiling" if self.saturated else ""
+        full = "".join(f"; {mark}" for mark in self._doubts)
         most = f"most {row['normalised']:.2f} at {where} ({beside})"
         return f"Patching({self.mode}, {self.metric}{what}, {grid}, n {len(self.clean)}: {ends}; {most}{full})"
 
@@ -191,6 +213,7 @@ def patch(
             mean metrics do not differ. KeyError: an unknown site. IndexError: a position or head out of range.
 
     """
+    check_metric(metric)
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} must be 'denoise' (clean into corrupted) or 'noise' (corrupted into clean).")
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
@@ -200,11 +223,11 @@ def patch(
     scores, reference = baselines(model, clean, corrupted, metric, given)
     places = _grid(model, base, source, sites, where, head, subspace, controls, given)
     sweep = Sweep(places, metric, reference, controls, draws, progress)
-    values, drawn = sweep.run(_ways(model, base, metric, places, reference, given))
+    values, drawn = sweep.run(ways(model, base, metric, places, reference, given))
     grid = (places.sites, places.labels, places.heads)
-    found = Patching(mode, name_of(metric), *grid, values, *scores, drawn, places.what, _ceiling(metric, scores))
-    if found.saturated:
-        warnings.warn(_SATURATED.format(found.metric, float(found.clean.mean())), UserWarning, stacklevel=2)
+    found = Patching(mode, name_of(metric), *grid, values, *scores, drawn, places.what, ceiling_of(metric, scores))
+    for text in found._doubts.values():
+        warnings.warn(text, UserWarning, stacklevel=2)
     return found
 
 
@@ -222,10 +245,11 @@ def _grid(
     acts = read(model, source, sites, where, given)
     heads, parts = heads_of(head, acts), parts_of(subspace, sites, acts)
     before = None if parts is None or controls is not None else read(model, base, sites, where, given)
-    shortest, longest = lengths_of(base, given["attention_mask"])
-    length = base.shape[1] if given["attention_mask"] is None else 0
+    mask = given["attention_mask"]
+    shortest, longest = lengths_of(base, mask)
+    length = base.shape[1] if mask is None else 0
     aligned = where[0] is not None or shortest == longest
-    return Places(tuple(sites), where, heads, acts, before, parts, length, aligned)
+    return Places(tuple(sites), where, heads, acts, before, parts, length, aligned, mask)
 
 
 def baselines(
@@ -235,7 +259,7 @@ def baselines(
     first, second = (replay(model, tokens, [], metric, **given) for tokens in (clean, corrupted))
     reference = clean_logits(first, metric)
     scores = first.score([], metric, reference), second.score([], metric, reference)
-    _check_gap(float(scores[0].mean()), float(scores[1].mean()), name_of(metric))
+    check_gap(float(scores[0].mean()), float(scores[1].mean()), name_of(metric))
     return scores, reference
 
 
@@ -246,53 +270,3 @@ def read(
     single = where[0] if len(where) == 1 and (where[0] is None or isinstance(where[0], Tensor)) else list(where)
     acts = collect(model, tokens, sites, pos=single, **given)
     return {name: x[:, None] if isinstance(single, Tensor) else x for name, x in acts.items()}
-
-
-def _ways(
-    model: HookedModel,
-    base: Tensor,
-    metric: Callable[..., Tensor],
-    places: Places,
-    reference: list[Tensor] | None,
-    given: dict[str, Any],
-) -> Callable[[int, int], Replay]:
-    """Return how the model runs for each site and position.
-
-    Patches at the last position alone may take a shortcut of `replay`; the others start at the layer of their site where
-    the model can, with the stream below it kept for one layer at a time.
-    """
-    whole = replay(model, base, [], metric, **given)
-    last = {j for j, p in enumerate(places.pos) if isinstance(p, int) and p in (-1, places.length - 1)}
-    short = None
-    if last and reference is None and given["attention_mask"] is None:
-        short = replay(model, base, Ablate(None).at(*places.sites, pos=-1), metric, **given)
-    held: dict[int, Replay] = {}
-
-    def way(i: int, j: int) -> Replay:
-        if short is not None and j in last and short.kind != "whole":
-            return short
-        layer = layer_of(places.sites[i])
-        if layer is None:
-            return whole
-        if layer not in held:
-            held.clear()
-            held[layer] = from_layer(model, base, layer, metric, **given) or whole
-        return held[layer]
-
-    return way
-
-
-def _check_gap(clean: float, corrupted: float, metric: str) -> None:
-    if abs(clean - corrupted) <= NO_GAP * max(1.0, abs(clean), abs(corrupted)):
-        raise ValueError(
-            f"{metric} is {clean:.6g} on the clean prompts and {corrupted:.6g} on the corrupted ones: there is no difference "
-            "for a patch to explain. Give the answers of the clean prompts, and corrupted prompts that change them."
-        )
-
-
-def _ceiling(metric: Callable[..., Tensor], scores: tuple[Tensor, Tensor]) -> float | None:
-    """The metric's own ceiling; of a function that does not say, 1 where both runs lie in [0, 1]."""
-    if hasattr(metric, "ceiling"):
-        return metric.ceiling
-    both = torch.cat(scores)
-    return 1.0 if bool((both >= 0).all() and (both <= 1).all()) else None
