@@ -64,6 +64,11 @@ def test_the_json_names_every_variant(clock):
     assert values["gradient_symmetricity"] == values["gradient_symmetricity_by_draw"]["published"]["value"]
     assert set(values["ranks"]) == {"W_E", "W_U", "logits by answer", "random"}
     assert values["ranks"]["W_E"]["rank99_energy"] == 8
+    assert set(values["cyclic_geometry"]) == {"W_E", "W_U", "class means"}
+    assert values["cyclic_geometry"]["W_E"]["frequency"] == KS[0]
+    assert values["trig_ratio"]["arena"]["logits"] == pytest.approx(1, abs=1e-3)
+    assert [row["frequency"] for row in values["attention"]] == [None, None]
+    assert values["cosines"]["trace_similarity"][KS[0] - 1] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_page_and_the_summary_say_the_same(clock, tmp_path, capsys):

@@ -21,6 +21,10 @@ SAYS = {
         "A neuron belongs to the cluster of a frequency if that frequency's linear and quadratic terms hold more than 85 % "
         "of its variance over pairs. `nanda_colab` and `arena` never look at the highest frequency."
     ),
+    "attention": (
+        "The last query's pattern over pairs: each head's frequency, and the share of the pattern's variance that functions of "
+        "one operand, of their sum and of their difference hold in it. A constant pattern has none."
+    ),
     "logits": (
         "Share of the logits in cos(w(a+b-c)). `tl_demo` is the cosine similarity with the uncentred logits, `nanda_text` the "
         "share of the variance around the overall mean, `centred` the share around each prompt's mean, which a softmax "
@@ -56,6 +60,7 @@ def write(found: FourierAnalysis, path: str | Path, command: str = "mi-ablate fo
         Section("Key frequencies", SAYS["keys"], [key_rows(found)]),
         Section("Spectra", SAYS["spectra"], [*_spectra(found), rank_rows(found)]),
         *_neurons(found),
+        Section("Attention", SAYS["attention"], [[row for layer in found.attention for row in layer.table()]]),
         Section("Logits", SAYS["logits"], [cosine_rows(found)]),
         Section("Losses", SAYS["losses"], [loss_rows(found)]),
         Section("Clock or Pizza", SAYS["verdict"], [verdict_rows(found), *_reasons(found), circle_rows(found)]),

@@ -32,6 +32,9 @@ def to_json(found: "FourierAnalysis") -> dict[str, Any]:
         "spectra": {name: _spectrum(x, found) for name, x in found.spectra.items()},
         "spectra_over_pairs": {name: _pairs(x) for name, x in found.pairs.items()},
         "neurons": {variant: _neurons(x) for variant, x in found.neurons.items()},
+        "trig_ratio": {"arena": found.trig_ratio},
+        "attention": [row for layer in found.attention for row in layer.table()],
+        "cyclic_geometry": {name: _cyclic(x) for name, x in found.cyclic.items()},
         "ranks": found.ranks,
         "causal": {level: _causal(x) for level, x in found.causal.items()},
         "progress": found.progress,
@@ -116,6 +119,7 @@ def _cosines(found: "FourierAnalysis") -> dict[str, Any]:
         "nanda_text_fve": x.fve.tolist(),
         "nanda_text_fve_of_keys": float(x.fve[[k - 1 for k in ks]].sum()) if ks else None,
         "centred_share": x.centred.tolist(),
+        "trace_similarity": [float(c) / x.within**0.5 if x.within > 0 else None for c in x.coefficients],
         "top": x.top(),
     }
 
@@ -140,6 +144,12 @@ def _neurons(x: modular.Neurons) -> dict[str, Any]:
         "neurons": len(x.frequency),
         "frequencies": x.frequencies,
     }
+
+
+def _cyclic(x: modular.CyclicGeometry) -> dict[str, Any]:
+    share = x.shares.share(x.frequency)
+    values = {"frequency": x.frequency, "order": x.order, "alignment": x.alignment, "share": share}
+    return values | {"planar": x.planar}
 
 
 def _causal(x: modular.CausalTable) -> dict[str, Any]:

@@ -37,6 +37,12 @@ class FourierAnalysis:
     """Spectra over pairs: "neurons" and "logits"."""
     neurons: dict[str, modular.Neurons]
     """By variant; empty for a model without neurons."""
+    attention: list[modular.Periodicity]
+    """Of each layer."""
+    cyclic: dict[str, modular.CyclicGeometry]
+    """Of W_E, W_U and the answers' class means."""
+    trig_ratio: dict[str, float]
+    """Share of variance in cos, sin of w_k(i + j) of the key frequencies, mean over units: "neurons", "logits" (arena)."""
     cosines: modular.CosineShare
     full: dict[str, modular.Loss]
     """The loss of the model as it is, by split."""
@@ -130,7 +136,7 @@ def _parts(grid: Grid, count: int, folder: Path | str | None, full: bool, report
     report("accuracy and key frequencies")
     with _remembered(grid):
         keys = modular.key_frequencies(grid, count=min(count, grid.n // 2))
-        spectra, causal = _spectra(grid, tries), _causal(grid, keys, report)
+        spectra, causal = _spectra(grid, keys, tries), _causal(grid, keys, report)
     chosen = list(keys["energy"].frequencies)
     if keys["energy"].reason:
         tries.reasons["key_frequencies"] = keys["energy"].reason
@@ -139,6 +145,8 @@ def _parts(grid: Grid, count: int, folder: Path | str | None, full: bool, report
     return {
         "keys": keys,
         **spectra,
+        "attention": [modular.attention_periodicity(grid, layer) for layer in range(grid.model.cfg.n_layers)],
+        "cyclic": tries("cyclic_geometry", lambda: modular.cyclic_scores(grid)) or {},
         "causal": causal,
         "cosines": modular.cosine_share(grid.logits),
         "full": {split: modular.full_loss(grid, split) for split in splits if bool(grid.split_mask(split).any())},
@@ -162,19 +170,22 @@ def _remembered(grid: Grid) -> Iterator[None]:
         del grid.__dict__["acts"]
 
 
-def _spectra(grid: Grid, tries: _Tries) -> dict[str, Any]:
+def _spectra(grid: Grid, keys: dict[str, modular.Keys], tries: _Tries) -> dict[str, Any]:
     tries.report("spectra")
     spectra = {"W_E": modular.embedding_spectrum(grid), "W_U": modular.unembedding_spectrum(grid)}
     pairs = {"logits": modular.logit_spectrum(grid)}
     neurons: dict[str, modular.Neurons] = {}
+    units, chosen = {"logits": grid.logits}, list(keys["energy"].frequencies)
     if not getattr(grid.model.cfg, "attn_only", False):
         spectra["W_out W_U"] = modular.neuron_logit_spectrum(grid)
         pairs["neurons"] = modular.neuron_spectrum(grid)
         acts = grid.acts(f"blocks.{grid.model.cfg.n_layers - 1}.mlp.hook_post")
+        units["neurons"] = acts
         for variant in ("nanda_text", "nanda_colab"):
             found = tries(f"neurons_{variant}", partial(modular.neuron_frequencies, acts, variant))
             neurons |= {} if found is None else {variant: found}
-    return {"spectra": spectra, "pairs": pairs, "neurons": neurons}
+    ratios = {n: float(modular.trig_ratio(x, chosen).nanmean()) for n, x in units.items()} if chosen else {}
+    return {"spectra": spectra, "pairs": pairs, "neurons": neurons, "trig_ratio": ratios}
 
 
 def _losses(grid: Grid, keys: dict[str, modular.Keys], report: Report) -> dict[str, dict[str, modular.Loss]]:
