@@ -8,9 +8,11 @@ from torch import Tensor
 
 import mi_ablate as mi
 from mi_ablate import Ablate, Erase, Subspace, attached, collect, gated
+from models import has_hooked_transformer, logits_with
 
 D, K, N, P = 8, 3, 5, 4
-Z, PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
+Z, PRE, Z_OUT = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"
+S = Subspace.random(16, 2, seed=4)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -100,6 +102,75 @@ def test_batches_and_gradients_reach_the_router(model, tokens) -> None:
     whole = mi.effect(model, tokens, hooks, mi.kl(), controls={})
     parts = mi.effect(model, tokens, hooks, mi.kl(), controls={}, batch_size=2)
     assert torch.allclose(whole.edited, parts.edited, atol=1e-12)
+
+
+@pytest.mark.compat
+def test_a_gate_of_an_earlier_pass_is_never_used(model, tokens) -> None:
+    """A reader after the edited site raises in every pass, not in the first one alone."""
+    late = gated(Ablate(S).at(PRE), "blocks.1.hook_resid_post", lambda x: x[..., :1])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="has not fired yet: it must lie before the edited sites"):
+            logits_with(model, tokens, late)
+    once = gated(Ablate(S).at(Z_OUT), PRE, lambda x: x[..., :1])
+    logits_with(model, tokens, once)
+    with pytest.raises(RuntimeError, match="has not fired yet"):
+        logits_with(model, tokens, once[1:])
+
+
+@pytest.mark.skipif(not has_hooked_transformer(), reason="HookedTransformer's generate")
+def test_an_edit_of_new_tokens_alone_does_not_take_the_prompts_gate(model, tokens) -> None:
+    late = gated(Ablate(S).at(PRE, when="new"), "blocks.1.hook_resid_post", lambda x: x[..., :1])
+    generate = {"max_new_tokens": 3, "verbose": False, "stop_at_eos": False, "do_sample": False}
+    with pytest.raises(RuntimeError, match="has not fired yet"), attached(model, late):
+        model.generate(tokens[:1, :4], **generate)
+    seen: list[int] = []
+
+    def fn(x: Tensor) -> Tensor:
+        seen.append(x.shape[1])
+        return torch.full((len(x), 1), float(len(seen)), dtype=x.dtype)
+
+    post = "blocks.1.hook_resid_post"
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    early = gated(Ablate(S).at(post, when="new"), PRE, fn)
+    with attached(model, [(post, lambda x, hook: before.append(x)), *early, (post, lambda x, hook: after.append(x))]):
+        model.generate(tokens[:1, :4], **generate)
+    assert seen[0] == 4
+    assert set(seen[1:]) == {1}
+    for number, (x, y) in enumerate(zip(before, after), 1):
+        expected = x if number == 1 else Ablate(S, strength=float(number))(x)
+        assert torch.allclose(y, expected, atol=1e-12), "each pass has its own gate"
+
+
+def test_one_gate_serves_several_edited_sites(model, tokens) -> None:
+    hooks = gated(Ablate(S).at(Z_OUT, "blocks.1.hook_mlp_out"), PRE, lambda x: torch.full((len(x), 1), 0.5).to(x))
+    plain = Ablate(S, strength=0.5).at(Z_OUT, "blocks.1.hook_mlp_out")
+    for _ in range(2):
+        assert torch.allclose(logits_with(model, tokens, hooks), logits_with(model, tokens, plain), atol=1e-12)
+
+
+def test_an_edit_that_has_a_gate_is_refused() -> None:
+    for edit in (Ablate(S, gate=0.0), Erase(S.basis, S.basis, gate=torch.ones(2))):
+        with pytest.raises(
+            ValueError, match="has a gate already, which this one would replace: multiply the two in fn"
+        ):
+            gated(edit.at(PRE), "blocks.0.hook_resid_pre", lambda x: x[..., :1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+def test_a_gate_of_one_axis_is_refused(model, tokens, n: int) -> None:
+    """With as many prompts as directions, [batch] would be read as one factor a direction."""
+    one, two = (
+        gated(Erase(S.basis, S.basis).at(PRE), "blocks.0.hook_resid_pre", fn)
+        for fn in (lambda x: torch.sigmoid(x[:, -1, 0]), lambda x: torch.sigmoid(x[:, -1, :1]))
+    )
+    with pytest.raises(ValueError, match=rf"has shape \[{n}\], which could be one an example or one a direction"):
+        logits_with(model, tokens[:n], one)
+    alone = [logits_with(model, tokens[i : i + 1], two) for i in range(n)]
+    assert torch.allclose(logits_with(model, tokens[:n], two), torch.cat(alone), atol=1e-12)
+    number = gated(Ablate(S).at(PRE), "blocks.0.hook_resid_pre", lambda x: torch.tensor(0.25))
+    quarter = Ablate(S, strength=0.25).at(PRE)
+    assert torch.allclose(logits_with(model, tokens, number), logits_with(model, tokens, quarter), atol=1e-12)
 
 
 def test_a_gate_of_values_is_saved_and_a_function_refused(model, tokens, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -43,6 +44,27 @@ def test_strengths_by_layer_in_any_form(model, tokens, strength) -> None:
 def test_each_layer_its_own_edit_at_a_site_of_choice(model) -> None:
     hooks = per_layer(model, {-1: Ablate(T, strength=0.5), 0: Add(ONES)}, strength={1: 0.5, 0: -1}, site="resid_post")
     assert named(hooks) == [("blocks.0.hook_resid_post", "Add", -1), ("blocks.1.hook_resid_post", "Ablate", 0.25)]
+
+
+@pytest.mark.compat
+def test_one_strength_is_for_all_layers(model, tokens) -> None:
+    assert named(per_layer(model, Ablate(S, strength=0.5), strength=0.5)) == named(
+        per_layer(model, Ablate(S, strength=0.25))
+    )
+    assert mi.verify_baked(model, per_layer(model, Ablate(S), strength=0.5), tokens) < 1e-12
+
+
+def test_numbers_of_numpy_and_torch_are_baked_as_plain_ones(unchecked, model, tokens) -> None:
+    wanted = logits_with(model, tokens, per_layer(model, Ablate(S), strength=[0.5, 1.0]))
+    array = np.array([0.5, 1.0], dtype=np.float32)
+    for strength in (array, torch.tensor([0.5, 1.0]), dict(enumerate(array)), lambda layer: array[layer]):
+        hooks = per_layer(model, Ablate(S), strength=strength)
+        assert torch.equal(logits_with(model, tokens, hooks), wanted)
+        assert mi.verify_baked(model, hooks, tokens) < 1e-12
+    for strength in (np.float32(0.5), torch.tensor(0.5)):
+        assert named(per_layer(model, Ablate(S), strength=strength)) == named(per_layer(model, Ablate(S), strength=0.5))
+    with pytest.raises(ValueError, match="edits is a list: give one edit for all layers, or"):
+        per_layer(model, [Ablate(S), Ablate(S)])
 
 
 def test_positions_and_passes_hold_for_every_layer_and_the_embeddings(model, tokens) -> None:

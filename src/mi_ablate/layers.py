@@ -22,7 +22,7 @@ from mi_ablate.interventions import Intervention
 from mi_ablate.model import sites, writers
 from mi_ablate.subspace import Subspace
 
-Strengths = Mapping[int, int | float] | Sequence[int | float] | Callable[[int], int | float]
+Strengths = int | float | Mapping[int, int | float] | Sequence[int | float] | Callable[[int], int | float]
 _HIDDEN = 1e-6
 
 
@@ -41,8 +41,8 @@ def per_layer(
     Args:
         model: any hooked model.
         edits: by layer, or one for all; negative layers count from the last, layers not named are left alone.
-        strength: multiplies the edit's own: by layer (others are left alone), one number for each layer, or a function
-            of the layer's number; `layer_kernel` gives the usual ones. Layers of strength 0 get no hook.
+        strength: multiplies the edit's own: one number for all, by layer (others are left alone), one number for each
+            layer, or a function of the layer's number; `layer_kernel` gives the usual ones. Layers of strength 0 get no hook.
         site: "writers" for what the layer itself adds to the stream, else a pattern for `sites`, such as "resid_post".
         embed: the edit of the embeddings, which belong to no layer; None leaves them alone.
         pos: positions, as for ``edit.at``; None for all.
@@ -50,11 +50,15 @@ def per_layer(
 
     Raises:
         IndexError: a layer that the model lacks.
-        ValueError: a strength for another number of layers, a layer named twice, no layer left, a strength for an edit
-            that has none.
+        ValueError: edits in another form, a strength for another number of layers, a layer named twice, no layer left, a
+            strength for an edit that has none.
 
     """
     n = model.cfg.n_layers
+    if not isinstance(edits, (Intervention, Mapping)):
+        raise ValueError(
+            f"edits is a {type(edits).__name__}: give one edit for all layers, or {{0: edit, 5: other}} by layer."
+        )
     chosen = dict.fromkeys(range(n), edits) if isinstance(edits, Intervention) else _numbered(edits, n, "edits")
     factors = _factors(strength, n)
     hooks: FwdHooks = []
@@ -152,12 +156,19 @@ def _factors(strength: Strengths | None, n: int) -> dict[int, int | float]:
     if strength is None:
         return dict.fromkeys(range(n), 1)
     if isinstance(strength, Mapping):
-        return _numbered(strength, n, "strength")
+        return {layer: _number(value) for layer, value in _numbered(strength, n, "strength").items()}
+    if isinstance(strength, (int, float)) or getattr(strength, "ndim", 1) == 0:
+        return dict.fromkeys(range(n), _number(strength))
     if callable(strength):
-        return {layer: strength(layer) for layer in range(n)}
+        return {layer: _number(strength(layer)) for layer in range(n)}
     if len(strength) != n:
         raise ValueError(f"strength has {len(strength)} numbers; the model has {n} layers, and each needs one.")
-    return dict(enumerate(strength))
+    return {layer: _number(value) for layer, value in enumerate(strength)}
+
+
+def _number(value: Any) -> int | float:
+    """A plain number of numpy's or torch's."""
+    return value if isinstance(value, (int, float)) else float(value)
 
 
 def _times(edit: Intervention, factor: int | float) -> Intervention:
