@@ -1,11 +1,15 @@
 """The command `mi-ablate fourier`: what is planted comes out, in JSON, as text and on a page; nothing is invented."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import typer
 
 from mi_ablate import toys
 from mi_ablate.fourier_analysis import analyse, page
@@ -158,3 +162,25 @@ def test_the_published_models_give_the_published_numbers():
         measured = [zhong[key] for key in ("gradient_symmetricity", "distance_irrelevance", "circularity")]
         assert measured == pytest.approx(want, abs=1e-3)
         assert zhong["verdict"] == label
+
+
+def test_the_code_of_the_page_prints_what_the_page_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "fourier.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(first, {})
+    assert capsys.readouterr().out.splitlines() == ["[3, 17, 22, 31, 45] pizza", "0.0000 of 0.0154", "[]"]
+    exec(second, {})
+    assert capsys.readouterr().out.splitlines() == ["[0, 20, 40, 60]", "True"]
+
+
+def test_the_commands_of_the_page_exist():
+    from mi_ablate.cli import app
+
+    command = typer.main.get_command(app).commands["fourier"]
+    text = (Path(__file__).parents[1] / "docs" / "fourier.md").read_text()
+    (lines,) = re.findall(r"```sh\n(.*?)```", text, re.S)
+    for line in lines.splitlines():
+        program, name, *words = shlex.split(line, comments=True)
+        assert (program, name) == ("mi-ablate", "fourier")
+        assert command.make_context(name, list(words)).params["model"] == words[0]
