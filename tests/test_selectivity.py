@@ -1,5 +1,6 @@
 """Double dissociation on a model with two planted tasks, whose drops are known by construction."""
 
+import math
 from typing import Any
 
 import pytest
@@ -107,31 +108,140 @@ def test_a_logit_difference_has_drops_too_and_padding_is_allowed() -> None:
     assert torch.allclose(masked.drops, found.drops)
 
 
-@given(own=st.floats(-2, 2), other=st.floats(-2, 2), scale=st.floats(0.1, 10))
-def test_the_index_is_bounded_odd_and_free_of_scale(own: float, other: float, scale: float) -> None:
-    def index(a: float, b: float) -> float:
-        one = {t: torch.ones(3, dtype=torch.float64) for t in "ab"}
-        edited = {"a": {"a": one["a"] * (1 - a), "b": one["b"] * (1 - b)}, "b": one}
-        return Dissociation(("a", "b"), ("m", "m"), one, edited, {}).index["a"]
+def with_drops(own: float, other: float, **more: Any) -> Dissociation:
+    """A result whose first edit takes these shares of the tasks."""
+    one = {t: torch.ones(3, dtype=torch.float64) for t in "ab"}
+    edited = {"a": {"a": one["a"] * (1 - own), "b": one["b"] * (1 - other)}, "b": one}
+    return Dissociation(("a", "b"), ("m", "m"), one, edited, {}, **more)
 
+
+def index(own: float, other: float) -> float:
+    return with_drops(own, other).index["a"]
+
+
+@given(own=st.floats(0, 2), other=st.floats(0, 2), scale=st.floats(0.1, 10))
+def test_the_index_is_bounded_odd_and_free_of_scale(own: float, other: float, scale: float) -> None:
     assert -1 - 1e-9 <= index(own, other) <= 1 + 1e-9
     assert index(own, other) == pytest.approx(-index(other, own), abs=1e-6)
     if min(abs(own), abs(other)) > 1e-6:
         assert index(own, other) == pytest.approx(index(scale * own, scale * other), abs=1e-5)
 
 
+@pytest.mark.parametrize(("own", "other"), [(-0.1, -0.5), (0.0, -0.5), (-0.1, 0.5), (-0.1, 0.0)])
+def test_an_edit_that_improves_its_own_task_has_no_index(own: float, other: float) -> None:
+    """(-0.1 + 0.5) / 0.6 would be 0.67, and (0 + 0.5) / 0.5 would be 1: an edit that harms nothing is not selective."""
+    found = with_drops(own, other)
+    assert math.isnan(found.index["a"])
+    assert all(math.isnan(end) for end in found.intervals()["a"])
+    assert "index none" in repr(found)
+    assert "index none" in found.plot().layout.yaxis.ticktext[0]
+    assert math.isnan(found.table()[0]["index"])
+
+
+def test_harm_to_its_own_task_alone_or_to_others_alone_has_one() -> None:
+    assert (index(0.3, -0.1), index(0.0, 0.5), index(0.0, 0.0)) == (1.0, -1.0, 0.0)
+
+
+def test_intervals_where_the_clean_mean_is_near_zero() -> None:
+    """A logit difference of 0.15 with a spread of 1: in every fifth resample its mean is below 0 and would flip the drop."""
+    g = torch.Generator().manual_seed(0)
+    clean = torch.randn(30, generator=g, dtype=torch.float64)
+    clean = clean - clean.mean() + 0.15
+    other = torch.ones(30, dtype=torch.float64) + 0.1 * torch.randn(30, generator=g, dtype=torch.float64)
+    edited = {"a": {"a": clean - 0.12, "b": other * 0.9}, "b": {"a": clean, "b": other * 0.1}}
+    found = Dissociation(("a", "b"), ("logit_diff",) * 2, {"a": clean, "b": other}, edited, {})
+    (low, high), value = found.intervals()["a"], found.index["a"]
+    assert value == pytest.approx((0.8 - 0.1) / 0.9)
+    assert value - 0.02 < low <= value <= high < value + 0.02
+    flips = sum(float(clean[torch.randint(30, (30,), generator=g)].mean()) <= 0 for _ in range(500))
+    assert flips > 50
+
+
+def test_resamples_without_an_index_are_not_dropped() -> None:
+    """The edit helps in as many examples as it harms in, but for one: many resamples have no harm at all."""
+    one = torch.ones(9, dtype=torch.float64)
+    change = torch.tensor([1.0, -1] * 4 + [1], dtype=torch.float64)
+    found = Dissociation(
+        ("a", "b"), ("m", "m"), {"a": one, "b": one}, {"a": {"a": one - change, "b": one}, "b": {}}, {}
+    )
+    found = Dissociation(found.tasks, found.metrics, found.clean, {**found.edited, "b": {"a": one, "b": 0 * one}}, {})
+    assert found.index == {"a": 1.0, "b": 1.0}
+    assert found.intervals() == {"a": (-1.0, 1.0), "b": (1.0, 1.0)}
+
+
+def test_few_right_answers_do_not_make_an_interval_of_nothing() -> None:
+    """One of five right: a third of the resamples have none, and a share of 0 would be NaN."""
+    clean, one = torch.tensor([1.0, 0, 0, 0, 0], dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    edited = {"a": {"a": 0 * clean, "b": one}, "b": {"a": clean, "b": 0 * one}}
+    found = Dissociation(("a", "b"), ("accuracy",) * 2, {"a": clean, "b": one}, edited, {})
+    assert found.intervals() == {"a": (0.0, 1.0), "b": (1.0, 1.0)}
+
+
+def test_a_task_of_two_answers_is_lost_at_chance() -> None:
+    """Guessing scores 0.5: an edit that leaves 0.5 of it takes all, not half."""
+    model, tokens = two_tasks(), TASKS["b"][0]
+
+    def pick(logits: Tensor, clean: Tensor | None, rows: Tensor) -> Tensor:
+        right, wrong = logits[rows * 0 + torch.arange(len(rows)), -1, tokens[rows, 1]], logits[:, -1, 0]
+        return 0.5 + 0.5 * (right > wrong).double()
+
+    tasks = {"a": TASKS["a"], "b": (tokens, pick)}
+    bare = double_dissociation(model, tasks, OWN, controls={})
+    assert bare.drops.tolist() == [[1.0, 0.0], [0.0, 0.5]]
+    for chance in ({"b": 0.5}, {"a": 0, "b": 0.5}):
+        found = double_dissociation(model, tasks, OWN, chance=chance, draws=2)
+        assert found.drops.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+        assert found.intervals()["b"] == (1.0, 1.0)
+        plain = double_dissociation(model, tasks, OWN, draws=2)
+        assert torch.allclose(found.controls["pca"][..., 1], 2 * plain.controls["pca"][..., 1])
+    with pytest.raises(
+        ValueError, match=r"accuracy of task 'a' is 1 on the clean run, not above its chance of 1: a share"
+    ):
+        double_dissociation(model, tasks, OWN, chance=1.0)
+
+
+def test_controls_stand_beside_the_variance_that_they_remove() -> None:
+    model = two_tasks()
+    found = double_dissociation(model, TASKS, OWN, draws=4)
+    assert set(found.controls) == {"covariance", "pca"}
+    assert (len(found.controls["covariance"]), len(found.controls["pca"])) == (4, 1)
+    for edit in TASKS:
+        hooks, (tokens, metric) = OWN[edit], TASKS[edit]
+        wanted = mi.effect(model, tokens, hooks, metric, draws=4).variance_removed
+        assert found.variance_removed[edit] == pytest.approx(wanted)
+    row = found.table()[0]
+    assert row["variance removed"] == pytest.approx(1.0)
+    assert row["pca: variance removed"] == pytest.approx(1.0)
+    drawn = found.controls["covariance"][:, 0]
+    assert row["covariance: drop of b"] == pytest.approx(
+        {"mean": float(drawn[:, 1].mean()), "low": float(drawn[:, 1].min()), "high": float(drawn[:, 1].max())}
+    )
+    single = [
+        Dissociation(found.tasks, found.metrics, found.clean, found.edited, {"one": x[None]}).table()[0]["one: index"][
+            "mean"
+        ]
+        for x in found.controls["covariance"]
+    ]
+    there = [x for x in single if x == x]
+    assert row["covariance: index"]["low"] == pytest.approx(min(there))
+    assert row["covariance: index"]["high"] == pytest.approx(max(there))
+    assert "a: drops a 1.00, b 0.00, index 1.00, 100% of the variance" in repr(found)
+    assert "pca" in repr(found)
+
+
 def test_tables_figures_and_reprs() -> None:
     found = double_dissociation(two_tasks(), TASKS, OWN, draws=2)
     first, second = found.table()
     assert (first["edit"], first["drop of a"], first["drop of b"], first["index"]) == ("a", 1.0, 0.0, 1.0)
-    assert second["covariance: drop of a"] == pytest.approx(float(found.controls["covariance"].mean(0)[1, 0]))
+    assert second["covariance: drop of a"]["mean"] == pytest.approx(float(found.controls["covariance"].mean(0)[1, 0]))
     figure = found.plot()
     assert [list(row) for row in figure.data[0].z] == [[1.0, 0.0], [0.0, 1.0]]
     assert list(figure.layout.yaxis.ticktext) == ["a (index 1.00)", "b (index 1.00)"]
     assert "covariance" in figure.data[0].hovertext[0][0]
     assert "drop of a" in found._repr_html_()
-    text = "Dissociation(a: drops a 1.00, b 0.00, index 1.00; b: drops a 0.00, b 1.00, index 1.00; index of covariance "
+    text = "Dissociation(a: drops a 1.00, b 0.00, index 1.00, 100% of the variance; b: drops a 0.00, b 1.00, index 1.00"
     assert repr(found).startswith(text)
+    assert "; index of covariance " in repr(found)
 
 
 def test_what_has_no_meaning_is_refused() -> None:
@@ -151,6 +261,26 @@ def test_what_has_no_meaning_is_refused() -> None:
         double_dissociation(model, negative, OWN)
     with pytest.raises(ValueError, match="level=95 of an interval lies between 0 and 1"):
         double_dissociation(model, TASKS, OWN, controls={}).intervals(level=95)
+
+
+def test_what_is_no_task_and_no_edit_is_refused() -> None:
+    model, mask = two_tasks(), torch.ones(4, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"attention_masks names \['A'\], and the tasks are \['a', 'b'\]"):
+        double_dissociation(model, TASKS, OWN, attention_masks={"A": mask})
+    with pytest.raises(ValueError, match=r"chance names \['c'\], and the tasks are"):
+        double_dissociation(model, TASKS, OWN, chance={"c": 0.5})
+    with pytest.raises(ValueError, match=r"The edit for 'b' is empty: give edit\.at\("):
+        double_dissociation(model, TASKS, {**OWN, "b": []})
+
+
+def test_tasks_and_edits_of_other_types(unchecked) -> None:
+    model, tokens = two_tasks(), TASKS["a"][0]
+    with pytest.raises(ValueError, match="The edit for 'a' is of type Ablate, without a place: give edit"):
+        double_dissociation(model, TASKS, {**OWN, "a": Ablate(Subspace(AXES[:, :1]))})
+    with pytest.raises(ValueError, match=r"Task 'a' is a Tensor: give \(tokens \[n p\], metric\), such as accuracy"):
+        double_dissociation(model, {**TASKS, "a": tokens}, OWN)
+    with pytest.raises(ValueError, match="metric='accuracy' is a str: make one with its answers"):
+        double_dissociation(model, {**TASKS, "a": (tokens, "accuracy")}, OWN)
 
 
 def test_addition_and_multiplication_of_one_trained_model() -> None:

@@ -21,7 +21,7 @@ NEARLY = 0.99
 ERRORS = 2
 """A difference of means below this many standard errors is not told apart from none."""
 RESAMPLES = 2000
-_AT_ONCE = 512
+_AT_ONCE, _NUMBERS = 512, 2**22
 
 
 def check_gap(clean: float, corrupted: float, metric: str) -> None:
@@ -80,11 +80,16 @@ def doubts(metric: str, runs: dict[str, Float[Tensor, " n"]], ceiling: int | flo
     return found
 
 
-def weights(n: int, generator: torch.Generator) -> Float[Tensor, "resamples n"]:
-    """Return how often each of n examples is drawn, over n: one row a resample."""
-    drawn = torch.randint(n, (RESAMPLES, n), generator=generator)
-    counts = torch.zeros(RESAMPLES, n, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones(RESAMPLES, n, dtype=torch.float64)) / n
+def resampled_means(x: Float[Tensor, "k n"], generator: torch.Generator) -> Float[Tensor, "resamples k"]:
+    """Return the means of 2000 resamples of n examples, drawn with replacement, the same examples for all k rows."""
+    n, found = x.shape[1], []
+    for start in range(0, RESAMPLES, step := max(1, _NUMBERS // n)):
+        drawn = torch.randint(n, (min(step, RESAMPLES - start), n), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones(1).double().expand_as(drawn)
+        )
+        found.append(counts @ x.double().T / n)
+    return torch.cat(found)
 
 
 def percentiles(level: int | float) -> Float[Tensor, " 2"]:
@@ -101,11 +106,10 @@ def share_intervals(
     quantiles, n = percentiles(level), len(gap)
     if n < 2:
         return torch.full((2, *changes.shape[:-1]), float("nan"), dtype=torch.float64)
-    resampled = weights(n, torch.Generator().manual_seed(seed))
     flat, size = changes.reshape(-1, n).double(), gap.double().mean()
     found: list[Any] = []
     for part in flat.split(_AT_ONCE):
         share = part.mean(1, keepdim=True) / size
-        drawn = share + (part - share * gap) @ resampled.T / size
-        found.append(torch.quantile(drawn, quantiles, dim=1))
+        moved = resampled_means(part - share * gap, torch.Generator().manual_seed(seed)) / size
+        found.append(torch.quantile(share.T + moved, quantiles, dim=0))
     return torch.cat(found, dim=1).reshape(2, *changes.shape[:-1])
