@@ -44,7 +44,7 @@ print(found)
 rows = {row["edit"]: row for row in found.table()}
 own, other = rows["additions"], rows["multiplications"]
 costs = [own["drop of additions"], own["drop of multiplications"]]
-drawn = [own["covariance: drop of additions"], own["covariance: drop of multiplications"]]
+drawn = [own[f"covariance: drop of {name}"]["mean"] for name in names]
 theirs = [other["drop of additions"], other["drop of multiplications"]]
 print(
     f"addition's edit costs addition {costs[0]:.2f}, multiplication {costs[1]:.2f} (drawn {drawn[0]:.2f}, {drawn[1]:.2f}); "
