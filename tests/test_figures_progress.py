@@ -20,7 +20,9 @@ def test_the_figure_shows_the_rows_and_the_phases():
     drawn = {trace.name: (tuple(trace.x), tuple(trace.y)) for trace in figure.data}
     assert drawn["held-out pairs"] == ((0, 100, 300), (5.0, 4.0, 2.0))
     assert drawn["sum of squared weights"][1] == (100.0, 200.0, 400.0)
-    assert len(drawn) == 11
+    assert len(drawn) == 11  # live rows have no gradient symmetricity
+    kept = figures.training_progress([{**row, "gradient_symmetricity": 0.5} for row in ROWS])
+    assert len(kept.data) == 12
     assert {(shape.x0, shape.x1) for shape in figure.layout.shapes} == {(0, 100), (100, 300)}
     assert {note.text for note in figure.layout.annotations} == {"memorisation", "circuit formation"}
     assert figure.layout.yaxis.type == "log"

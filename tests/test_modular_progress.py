@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mi_ablate import toys
-from mi_ablate.modular import cosine_share, excluded_loss, grid, phases, progress_row, restricted_loss
+from mi_ablate.modular import (
+    cosine_share,
+    excluded_loss,
+    gradient_symmetricity,
+    grid,
+    phases,
+    progress_row,
+    restricted_loss,
+)
 from mi_ablate.modular.grids import Grid
 from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.recipes import TrainConfig
@@ -108,11 +116,14 @@ def test_live_rows_are_those_of_the_kept_weights(tmp_path):
     assert [row["step"] for row in kept] == [0, 20, 40, 60]
     for one, two in zip(watch.rows, kept):
         assert one.pop("frequencies") == two.pop("frequencies") == [1, 3]
+        assert -1 <= two.pop("gradient_symmetricity") <= 1  # needs a backward pass, so live rows leave it out
         assert one == pytest.approx(two, rel=1e-6)
     toy = toys.load(tmp_path / "model.safetensors")
     assert watch.rows[-1]["restricted_nanda_colab"] == pytest.approx(
         restricted_loss(grid(toy), [1, 3], "nanda_colab").value, rel=1e-5
     )
+    want = gradient_symmetricity(grid(toy), 500).value
+    assert along(tmp_path)[-1]["gradient_symmetricity"] == pytest.approx(want, abs=1e-6)
     last = along(tmp_path)
     assert last[0]["frequencies"] == sorted(grid_top(toy))
     assert "every 20 steps, 4 rows" in repr(watch)

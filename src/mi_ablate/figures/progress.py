@@ -21,6 +21,7 @@ _SHARES = (
     ("gini_W_E", "W_E: Gini coefficient", PALETTE[5], "dot"),
     ("circularity", "circularity", PALETTE[3], "solid"),
     ("distance_irrelevance", "distance irrelevance", PALETTE[3], "dot"),
+    ("gradient_symmetricity", "gradient symmetricity", PALETTE[1], "dot"),
 )
 _WEIGHTS = (("weights", "sum of squared weights", PALETTE[4], "solid"),)
 _PHASES = (("memorisation", "memorisation"), ("circuit_formation", "circuit formation"), ("cleanup", "cleanup"))
@@ -47,10 +48,13 @@ def training_progress(
         raise ValueError("There is no row to draw; training_progress takes the rows of a run's checkpoints.")
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.45, 0.35, 0.2])
     steps = [row["step"] for row in rows]
-    for panel, lines in enumerate((_LOSSES, _SHARES, _WEIGHTS), 1):
+    for panel, (group, lines) in enumerate((("loss", _LOSSES), ("share", _SHARES), ("weights", _WEIGHTS)), 1):
         for name, label, colour, dash in lines:
+            if name not in rows[0]:
+                continue
             trace = go.Scatter(
                 x=steps, y=[row[name] for row in rows], name=label, mode="lines+markers", marker={"size": 4},
+                legendgroup=group, legendgrouptitle={"text": group},
                 line={"color": colour, "width": 2, "dash": dash},
                 hovertemplate=f"<b>{label}</b><br>step %{{x:,}}<br>%{{y:.4g}}<extra></extra>",
             )  # fmt: skip
@@ -71,12 +75,12 @@ def training_progress(
         figure.add_vrect(x0=start, x1=end, fillcolor=faint(GREY, shade), line_width=0, layer="below", row=2, col=1)
         start = end
     figure.update_yaxes(title="loss", type="log", exponentformat="e", row=1, col=1)
-    figure.update_yaxes(title="share", range=[-0.05, 1.05], row=2, col=1)
+    figure.update_yaxes(title="share", range=[-0.15, 1.05], row=2, col=1)
     figure.update_yaxes(title="weights", rangemode="tozero", row=3, col=1)
     figure.update_xaxes(title="training step", row=3, col=1)
     scales = [{"label": f"steps: {kind}", "method": "relayout", "args": [_axis(kind)]} for kind in ("linear", "log")]
     figure.update_layout(hovermode="closest", updatemenus=[menu(scales)])
-    figure.update_layout(legend={"xanchor": "left", "yanchor": "top", "tracegroupgap": 0})
+    figure.update_layout(legend={"xanchor": "left", "yanchor": "top", "tracegroupgap": 6, "groupclick": "toggleitem"})
     wide = {"legend.orientation": "v", "legend.x": 1.02, "legend.y": 1}
     narrow = {"legend.orientation": "h", "legend.x": 0, "legend.y": -0.1}
     return finish(figure, title, height=640, margin={"l": 65, "r": 15, "t": 45, "b": 55}, wide=wide, narrow=narrow)
