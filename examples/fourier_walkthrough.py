@@ -2,8 +2,8 @@
 # # Nanda et al.'s analysis of modular addition, on the shipped model
 #
 # The steps of "Progress measures for grokking via mechanistic interpretability" (arXiv 2301.05217) on nanda113: one layer,
-# ReLU, no LayerNorm, mod 113, trained here with the settings of the paper. One thread: about 15 seconds. Expect the last
-# line: `without 8 the loss is 14.32, without 42 0.00; 3 frequencies alone: 0.00; clock, gs -0.05, di 0.97`
+# ReLU, no LayerNorm, mod 113, trained here with the settings of the paper. One thread: about 15 seconds.
+# Expect the last line: `without 8 the loss is 14.32, without 42 0.00; 3 frequencies alone: 0.00; clock, gs -0.05, di 0.97`
 #
 # Nanda et al. publish weights of their own as PyTorch pickles with the paper's code, at
 # github.com/mechanistic-interpretability-grokking/progress-measures-paper. `mi-ablate convert FILE.pth nanda.safetensors` reads
