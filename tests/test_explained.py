@@ -230,7 +230,6 @@ WRONG = {
     "whole vector": (lambda m: explain(Ablate(None).at(LAST), m), "No hook here has a subspace to describe"),
     "width": (lambda m: explain(Subspace.random(9, 1), m, site=LAST), "has width 9; the model's vectors at"),
     "neurons": (lambda m: explain(Subspace.random(9, 1), m, site="blocks.0.mlp.hook_post"), "width 9; the model's"),
-    "no place": (lambda m: explain(Ablate(Subspace.random(D, 1)), m), "does not say where it acts: explain.edit.at"),
     "nothing to compare": (
         lambda m: explain(Subspace.random(D, 1), m, site=LAST, against={"x": Ablate(None).at(LAST)}),
         "No hook here has a subspace to compare with",
@@ -248,3 +247,8 @@ def test_what_cannot_be_explained_is_said(name: str, model) -> None:
     call, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+def test_an_edit_without_its_place_is_refused(unchecked, model) -> None:
+    with pytest.raises(ValueError, match=r"does not say where it acts: explain\(edit\.at"):
+        explain(Ablate(Subspace.random(D, 1)), model)  # type: ignore[arg-type]

@@ -207,7 +207,7 @@ def test_a_direction_keeps_its_source_and_its_size() -> None:
     assert torch.equal(s[2].vector, 0.5 * s.basis[:, 2])
 
 
-def test_any_whole_number_names_a_direction() -> None:
+def test_any_whole_number_names_a_direction(unchecked) -> None:
     import numpy as np
 
     s = Subspace.random(D, 3)
