@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import io
+import json
 import os
 import pkgutil
 import re
@@ -133,7 +134,27 @@ def test_an_example_prints_what_its_header_says(name, tmp_path, monkeypatch):
 
 
 def test_every_example_is_run():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*STATED, "language_model.py"}
+    scripts = {path.name for path in (ROOT / "examples").glob("[!_]*.py")}
+    assert scripts == {*STATED, "language_model.py"}
+
+
+def test_notebooks_are_their_scripts(monkeypatch):
+    """The code cells, one after another, are the script that is run; so they need no run of their own."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    made = importlib.import_module("_notebooks")
+    assert {path.stem for path in (ROOT / "examples").glob("*.ipynb")} == set(made.SCRIPTS)
+    for name in made.SCRIPTS:
+        script = (ROOT / "examples" / f"{name}.py").read_text()
+        kept = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())
+        assert kept == made.notebook(script), "run: python examples/_notebooks.py"
+        code = [
+            line
+            for cell in kept["cells"]
+            if cell["cell_type"] == "code"
+            for line in "".join(cell["source"]).split("\n")
+        ]
+        wanted = [line for line in script.split("\n") if line and not line.startswith("#")]
+        assert [line for line in code if line and not line.startswith("#")] == wanted
 
 
 @pytest.mark.compat

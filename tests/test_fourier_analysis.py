@@ -72,6 +72,13 @@ def test_the_json_names_every_variant(clock):
     assert values["cyclic_geometry"]["W_E"]["frequency"] == KS[0]
     assert values["trig_ratio"]["arena"]["logits"] == pytest.approx(1, abs=1e-3)
     assert [row["frequency"] for row in values["attention"]] == [None, None]
+    shares = values["representations"]["chughtai"]
+    assert set(shares) == {"embedding", "unembedding", "hidden"}
+    assert sum(shares["embedding"][str(k)] for k in KS) == pytest.approx(1 - shares["embedding"]["0"], abs=1e-6)
+    assert set(shares["hidden"][str(KS[0])]) == {"a", "b", "product"}
+    hidden = [sum(shares["hidden"][str(k)].values()) for k in range(1, clock.grid.n // 2 + 1)]
+    assert all(0 <= share <= 1 for share in hidden)
+    assert min(hidden[k - 1] for k in KS) > max(x for k, x in enumerate(hidden, 1) if k not in KS)
     assert values["cosines"]["trace_similarity"][KS[0] - 1] == pytest.approx(0.5, abs=1e-3)
 
 

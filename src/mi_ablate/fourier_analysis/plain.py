@@ -33,6 +33,7 @@ def to_json(found: "FourierAnalysis") -> dict[str, Any]:
         "spectra_over_pairs": {name: _pairs(x) for name, x in found.pairs.items()},
         "neurons": {variant: _neurons(x) for variant, x in found.neurons.items()},
         "trig_ratio": {"arena": found.trig_ratio},
+        "representations": {"chughtai": found.representations},
         "attention": [row for layer in found.attention for row in layer.table()],
         "cyclic_geometry": {name: _cyclic(x) for name, x in found.cyclic.items()},
         "ranks": found.ranks,

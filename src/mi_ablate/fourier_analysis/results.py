@@ -7,7 +7,7 @@ what depends on them is left out, with the reason.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,8 @@ class FourierAnalysis:
     """Of W_E, W_U and the answers' class means."""
     trig_ratio: dict[str, float]
     """Share of variance in cos, sin of w_k(i + j) of the key frequencies, mean over units: "neurons", "logits" (arena)."""
+    representations: dict[str, dict[str, Any]]
+    """Chughtai et al.'s shares by irrep of the group: "embedding", "unembedding", and "hidden" (of a, b and the product)."""
     cosines: modular.CosineShare
     full: dict[str, modular.Loss]
     """The loss of the model as it is, by split."""
@@ -176,16 +178,24 @@ def _spectra(grid: Grid, keys: dict[str, modular.Keys], tries: _Tries) -> dict[s
     pairs = {"logits": modular.logit_spectrum(grid)}
     neurons: dict[str, modular.Neurons] = {}
     units, chosen = {"logits": grid.logits}, list(keys["energy"].frequencies)
+    group = modular.cyclic_group(grid.n)
+    shares: dict[str, dict[str, Any]] = {
+        "embedding": modular.embedding_shares(grid.embedding, group.irreps),
+        "unembedding": modular.embedding_shares(grid.unembedding.T, group.irreps),
+    }
     if not getattr(grid.model.cfg, "attn_only", False):
         spectra["W_out W_U"] = modular.neuron_logit_spectrum(grid)
         pairs["neurons"] = modular.neuron_spectrum(grid)
         acts = grid.acts(f"blocks.{grid.model.cfg.n_layers - 1}.mlp.hook_post")
         units["neurons"] = acts
+        hidden = tries("hidden_shares", lambda: modular.hidden_shares(acts, group.table, group.irreps)) or {}
+        shares["hidden"] = {name: asdict(x) for name, x in hidden.items()}
         for variant in ("nanda_text", "nanda_colab"):
             found = tries(f"neurons_{variant}", partial(modular.neuron_frequencies, acts, variant))
             neurons |= {} if found is None else {variant: found}
     ratios = {n: float(modular.trig_ratio(x, chosen).nanmean()) for n, x in units.items()} if chosen else {}
-    return {"spectra": spectra, "pairs": pairs, "neurons": neurons, "trig_ratio": ratios}
+    parts = {"spectra": spectra, "pairs": pairs, "neurons": neurons}
+    return {**parts, "trig_ratio": ratios, "representations": shares}
 
 
 def _losses(grid: Grid, keys: dict[str, modular.Keys], report: Report) -> dict[str, dict[str, modular.Loss]]:
