@@ -180,7 +180,8 @@ def test_a_norm_between_weight_and_stream_is_found_and_refused(name: str) -> Non
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     with pytest.raises(ValueError, match=rf"What {site} sees is not what its weight writes .* keep the hook"):
         mi.bake_(model, mi.Ablate(mi.Subspace.random(16, 1)), untie=True)
-    assert all(torch.equal(before[key], p) for key, p in model.named_parameters())
+    for key, p in model.named_parameters():  # TransformerLens leaves BLOOM's unused W_pos uninitialised: NaN at times
+        assert torch.allclose(before[key], p, rtol=0, atol=0, equal_nan=True), key
 
 
 def test_a_norm_of_gain_1_is_found_too() -> None:
