@@ -74,6 +74,18 @@ def test_decoder_rows_keep_their_hook_name_and_order(old: bool) -> None:
     assert torch.allclose(one.vector, rows[3].double(), atol=1e-6)
 
 
+def test_an_untrained_sae_of_saelens_itself() -> None:
+    sae_lens = pytest.importorskip("sae_lens", reason="needs the extra sae")
+    config = sae_lens.StandardSAEConfig(d_in=D, d_sae=32)
+    config.metadata.hook_name = "blocks.0.hook_resid_post"
+    real = sae_lens.StandardSAE(config)
+    with torch.no_grad():
+        real.W_dec[4] = 3 * torch.eye(D)[7]  # planted
+    [(site, s)] = others.sae_lens(real, 4).items()
+    assert site == "blocks.0.hook_resid_post"
+    assert torch.allclose(s.vector, 3 * torch.eye(D)[7].double(), atol=1e-6)
+
+
 def test_features_come_as_one_number_a_list_an_array_or_the_indices_of_topk() -> None:
     rows = draw(8, D)
     wanted = others.sae_lens(sae(rows), [5, 2])["blocks.0.hook_resid_post"]

@@ -131,6 +131,8 @@ def repeng(vector: Any, *, model: HookedModel | None = None) -> dict[str, Subspa
 def sae_lens(sae: Any, features: Any, *, model: HookedModel | None = None) -> dict[str, Subspace]:
     """Return the span of decoder rows of an SAELens SAE, in the order given, at the SAE's own hook name.
 
+    SAELens comes with the extra: ``pip install 'mi_ablate[sae]'`` (TransformerLens below 4).
+
     Args:
         sae: anything with ``W_dec`` ``[feature, d]`` and ``cfg.metadata.hook_name`` (or, in older versions, ``cfg.hook_name``).
         features: which rows: a number, a list, or a tensor such as ``topk().indices``; rows that depend on earlier ones
