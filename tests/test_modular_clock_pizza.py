@@ -264,9 +264,10 @@ TABLE = {
     "nanda113": ("clock", -0.051, 0.973, 0.958),
     "add97": ("clock", 0.164, 0.944, 0.947),
     "add97-wd0.1": ("undecided", 0.192, 0.698, 0.496),
-    "addmul97": ("undecided", 0.615, 0.901, 0.125),
+    "addmul97 add": ("undecided", 0.044, 0.944, 0.881),
+    "addmul97 mul": ("undecided", 0.615, 0.901, 0.125),
 }
-"""The verdict module's table (addmul97: its multiplication)."""
+"""The verdict module's table."""
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -275,7 +276,8 @@ def test_the_table_of_verdicts(name: str) -> None:
     if name in ("zhong_model_a", "zhong_model_b", "nanda_mod113"):
         model = third_party(name)
     else:
-        model = grid(toys.load(name), "mul" if name == "addmul97" else None)
+        zoo, _, operation = name.partition(" ")
+        model = grid(toys.load(zoo), operation or None)
     found = verdict(model)
     assert found.label == label
     assert found.gradient_symmetricity.value == pytest.approx(symmetricity, abs=2e-3)
