@@ -1,0 +1,5 @@
+"""``python -m mi_ablate.cli``."""
+
+from mi_ablate.cli import main
+
+main()
