@@ -28,6 +28,7 @@ METRICS = {
     "cross_entropy": lambda pos: cross_entropy(ANSWERS, pos),
     "kl": lambda pos: kl(pos),
     "refusal_score": lambda pos: refusal_score(torch.tensor([1, 3]), pos),
+    "preference": lambda pos: refusal_score(torch.tensor([1, 3]), pos, against=torch.tensor([0])),
 }
 
 
@@ -43,6 +44,7 @@ def by_hand(name: str, x: Tensor, clean: Tensor, row: int) -> float:
         "cross_entropy": -math.log(p[right]),
         "kl": sum(b * math.log(b / a) for a, b in zip(p, q)),
         "refusal_score": math.log((p[1] + p[3]) / (1 - p[1] - p[3])),
+        "preference": math.log((p[1] + p[3]) / p[0]),
     }[name]
 
 
@@ -77,6 +79,7 @@ def test_the_last_position_is_the_default(name: str) -> None:
         "cross_entropy": cross_entropy(ANSWERS),
         "kl": kl(),
         "refusal_score": refusal_score(torch.tensor([1, 3])),
+        "preference": refusal_score(torch.tensor([1, 3]), against=torch.tensor([0])),
     }[name]
     assert default.pos == -1
     assert torch.equal(default(logits(), logits(1), ROWS), METRICS[name](-1)(logits(), logits(1), ROWS))
@@ -248,3 +251,8 @@ def test_what_a_metric_is_made_of_is_checked_when_it_is_made(unchecked) -> None:
 def test_right_and_wrong_answers_come_in_pairs(unchecked) -> None:
     with pytest.raises(ValueError, match="logit_diff got 6 right and 5 wrong answers: one of each an example"):
         logit_diff(torch.arange(6), torch.arange(5))
+
+
+def test_a_token_of_both_sets_has_no_preference() -> None:
+    with pytest.raises(ValueError, match=r"Tokens \[3\] are in both sets"):
+        refusal_score(torch.tensor([1, 3]), against=torch.tensor([3, 4]))

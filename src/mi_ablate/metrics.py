@@ -113,13 +113,21 @@ def kl(pos: int = -1) -> PositionMetric:
     return PositionMetric("kl", pos, score, needs_clean=True, better="lower", kind="loss")
 
 
-def refusal_score(tokens: Int[Tensor, " t"], pos: int = -1) -> PositionMetric:
-    """Return log p(T) - log(1 - p(T)) for a set of tokens T (Arditi et al. 2024), exact by two logsumexps."""
+def refusal_score(tokens: Int[Tensor, " t"], pos: int = -1, against: Int[Tensor, " u"] | None = None) -> PositionMetric:
+    """Return log p(T) - log(1 - p(T)) for a set of tokens T (Arditi et al. 2024), exact by two logsumexps.
+
+    With ``against``, a second set U: log p(T) - log p(U), which words of one kind the model prefers to those of another.
+    """
     chosen = _set(tokens)
+    other = None if against is None else _set(against)
+    if other is not None and bool(torch.isin(chosen, other).any()):
+        both = chosen[torch.isin(chosen, other)].tolist()[:5]
+        raise ValueError(f"Tokens {both} are in both sets, tokens and against; each belongs to one.")
 
     def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
         inside = _inside(chosen, x)
-        return x[:, inside].logsumexp(-1) - x[:, ~inside].logsumexp(-1)
+        outside = ~inside if other is None else _inside(other, x)
+        return x[:, inside].logsumexp(-1) - x[:, outside].logsumexp(-1)
 
     return PositionMetric("refusal_score", pos, score, kind="log-odds")
 
