@@ -213,7 +213,7 @@ class Curve:
         where = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
         frozen = ", norms frozen" if self.norms == "frozen" else ""
         what = f"Curve({self.metric}, {self.ablation}{frozen}, {where}, k 0-{self.ks[-1]}"
-        if self.better == "lower":
+        if self.better == "lower" or self.kind == "log-odds":
             runs = {"edited": self.values, **{name: x.mean(0) for name, x in self.controls.items()}}
             last = ", ".join(f"{name} {float(x[-1]):.3g}" for name, x in runs.items())
             return f"{what}: {self.clean:.3g} to {last}{'' if self.controls else '; no control'})"

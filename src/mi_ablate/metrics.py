@@ -129,7 +129,7 @@ def refusal_score(tokens: Int[Tensor, " t"], pos: int = -1, against: Int[Tensor,
         outside = ~inside if other is None else _inside(other, x)
         return x[:, inside].logsumexp(-1) - x[:, outside].logsumexp(-1)
 
-    return PositionMetric("refusal_score", pos, score, kind="log-odds")
+    return PositionMetric("refusal_score" if other is None else "preference", pos, score, kind="log-odds")
 
 
 def refusal_rate(tokens: Int[Tensor, " t"], pos: int = -1) -> PositionMetric:
