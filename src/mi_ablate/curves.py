@@ -96,6 +96,11 @@ class Curve:
         """The metric with nothing removed."""
         return float(self.values[0])
 
+    @property
+    def has_share(self) -> bool:
+        """Whether a share of the clean value means something: not of a loss, nor of log-odds, whose 0 is 50 %."""
+        return self.better == "higher" and self.kind != "log-odds"
+
     def k_at(
         self, tau: int | float, rule: str = "first", scale: str = "relative", run: str = "edited"
     ) -> Survived | None:
@@ -213,7 +218,7 @@ class Curve:
         where = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
         frozen = ", norms frozen" if self.norms == "frozen" else ""
         what = f"Curve({self.metric}, {self.ablation}{frozen}, {where}, k 0-{self.ks[-1]}"
-        if self.better == "lower" or self.kind == "log-odds":
+        if not self.has_share:
             runs = {"edited": self.values, **{name: x.mean(0) for name, x in self.controls.items()}}
             last = ", ".join(f"{name} {float(x[-1]):.3g}" for name, x in runs.items())
             return f"{what}: {self.clean:.3g} to {last}{'' if self.controls else '; no control'})"

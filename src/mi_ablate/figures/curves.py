@@ -21,7 +21,7 @@ def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float
     Args:
         curves: by the name in the legend, such as ``{"zero": curve, "mean": another}``; one metric for all.
         title: one sentence above the figure.
-        tau: the threshold of the rings, relative to the clean value; metrics that rise with damage have none.
+        tau: the threshold of the rings, relative to the clean value; losses and log-odds have none.
         rule: "first" or "hull", see `mi_ablate.Curve.k_at`.
 
     """
@@ -47,7 +47,7 @@ def removal(curves: Mapping[str, Curve], title: str | None = None, *, tau: float
         ring = _ring(name, curve, colours[name], tau, rule)
         if ring is not None:
             add(**ring)
-    falls = [curve for curve in curves.values() if curve.better == "higher"]
+    falls = [curve for curve in curves.values() if curve.has_share]
     for threshold in sorted({tau * curve.clean for curve in falls}):
         figure.add_hline(y=threshold, line={"color": GREY, "width": 1, "dash": "dot"})
     axis = {"title": {"text": metric}, "rangemode": "tozero", "zeroline": False}
@@ -87,8 +87,8 @@ def _hover(metric: str, name: str) -> str:
 
 def _treatment(name: str, curve: Curve, metric: str, colour: str, tau: float, rule: str) -> dict[str, Any]:
     share = numbers(curve.variance_removed["edited"])
-    k = None if curve.better == "lower" else curve.k_at(tau, rule)
-    reading = "" if curve.better == "lower" else f": k@{tau:.0%} = {'none' if k is None else k}"
+    k = curve.k_at(tau, rule) if curve.has_share else None
+    reading = "" if not curve.has_share else f": k@{tau:.0%} = {'none' if k is None else k}"
     return {
         "ks": list(curve.ks),
         "share": share,
@@ -157,7 +157,7 @@ def _controls(name: str, curve: Curve, metric: str, colour: str) -> list[dict[st
 
 
 def _ring(name: str, curve: Curve, colour: str, tau: float, rule: str) -> dict[str, Any] | None:
-    k = None if curve.better == "lower" else curve.k_at(tau, rule)
+    k = curve.k_at(tau, rule) if curve.has_share else None
     if k is None:
         return None
     at = curve.ks.index(int(k))
