@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,13 @@ def test_removal_holds_the_numbers():
     assert (list(ring.x), list(ring.y)) == ([2], [0.97])
     assert figure.layout.title.text == "A title"
     assert "last k before the first fall below 95%" in figure.layout.legend.title.text.replace("<br>", " ")
+
+
+def test_log_odds_have_no_threshold_because_a_share_of_them_means_nothing():
+    figure = removal({"zero": replace(curve(), kind="log-odds")})
+    assert "k@" not in " ".join(trace.name for trace in figure.data)
+    assert "of clean" not in figure.layout.legend.title.text
+    assert not figure.layout.shapes, "no line at 95 % of the clean value"
 
 
 def test_removal_switches_to_the_variance():
