@@ -48,6 +48,8 @@ ORDER = (
     ("arithmetic", "methods"),
     ("toys",),
     ("loading",),
+    ("_prompt_files",),
+    ("prompts",),
     ("_parts",),
     ("explained",),
     ("shown",),

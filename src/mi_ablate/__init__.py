@@ -71,6 +71,11 @@ _NAMES = {
     "read_card": "store",
     "ArtefactError": "_files",
     "load_model": "loading",
+    "Prompts": "prompts",
+    "Contrast": "prompts",
+    "read_prompts": "prompts",
+    "tokenized": "prompts",
+    "contrasted": "prompts",
     "Explanation": "explained",
     "explain": "explained",
 }
