@@ -53,6 +53,8 @@ ORDER = (
     ("_parts",),
     ("explained",),
     ("shown",),
+    ("_drawn",),
+    ("looking",),
     ("figures",),
     ("measures",),
     ("sweep",),

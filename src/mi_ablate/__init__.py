@@ -78,6 +78,9 @@ _NAMES = {
     "contrasted": "prompts",
     "Explanation": "explained",
     "explain": "explained",
+    "HeadsChanged": "looking",
+    "heads_changed": "looking",
+    "along": "looking",
 }
 __all__ = sorted([*_NAMES, *_MODULES])
 

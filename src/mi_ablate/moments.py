@@ -1,6 +1,6 @@
 """Mean and covariance of the activations that an edit addresses, and the share of their variance that it overwrites."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,16 +64,29 @@ def site_moments(
     known: Mapping[str, Tensor],
 ) -> dict[str, Moments]:
     """Return mean and covariance of the clean vectors that each placed hook addresses, one pass a kind of position."""
-    placed: dict[str, Placed] = {}
     found: dict[str, Moments] = {}
+    unknown: FwdHooks = []
     for key, hook in keyed(hooks):
         checked(model, hook.name, model.hook_dict)
         if hook.name in known:
             found[key] = Moments().update(_part(known[hook.name], hook))
         else:
-            placed[key] = hook
+            unknown.append((key, hook))
+    for key, x in addressed(model, tokens, unknown, mask, batch_size):
+        found.setdefault(key, Moments()).update(x)
+    return found
+
+
+def addressed(
+    model: HookedModel, tokens: Tensor, placed: FwdHooks, mask: Tensor | None, batch_size: int | None = None
+) -> Iterator[tuple[str, Float[Tensor, "m d"]]]:
+    """Yield (key, the clean vectors that its placed hook addresses), batch by batch, one pass a kind of position.
+
+    ``placed`` are the hooks as `keyed` names them. Of positions given as a function, all real positions are taken.
+    """
+    hooks: dict[str, Placed] = dict(placed)  # type: ignore[arg-type]
     groups: list[tuple[Pos, list[str]]] = []
-    for key, hook in placed.items():
+    for key, hook in hooks.items():
         readable: Pos = None if callable(hook.pos) or _is_mask(hook.pos) else hook.pos
         group = next(
             (keys for p, keys in groups if p is readable or (type(p) is type(readable) is int and p == readable)), None
@@ -83,17 +96,16 @@ def site_moments(
         else:
             group.append(key)
     for pos, keys in groups:
-        names = [placed[key].name for key in keys]
+        names = [hooks[key].name for key in keys]
         for rows, acts in stream(model, split(model, tokens, mask, batch_size), names, pos=pos):
             for key in keys:
-                x, own = acts[placed[key].name], placed[key].pos
+                x, own = acts[hooks[key].name], hooks[key].pos
                 if isinstance(own, Tensor) and _is_mask(own):
                     x = x[own[rows]]
                 elif mask is not None and pos is None:
                     x = x[mask[rows].bool()]
-                x = _part(x, placed[key])
-                found.setdefault(key, Moments()).update(x.reshape(-1, x.shape[-1]))
-    return found
+                x = _part(x, hooks[key])
+                yield key, x.reshape(-1, x.shape[-1])
 
 
 def variance_removed(hooks: FwdHooks, moments: dict[str, Moments]) -> float:
