@@ -69,6 +69,8 @@ _NAMES = {
     "save": "store",
     "load": "store",
     "read_card": "store",
+    "Choice": "choosing",
+    "choose": "choosing",
     "ArtefactError": "_files",
     "load_model": "loading",
     "Prompts": "prompts",
