@@ -10,6 +10,7 @@ security policy forbids every request to the network. The same sections give the
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Section:
     text: str = ""
     """Paragraphs, parted by empty lines; `` `code` `` is set as code, all else is shown as typed."""
     content: Sequence[Any] = ()
-    """In order: plotly figures, `mi_ablate.figures.attention` pictures, tables (a list of row dicts, or an
+    """In order: plotly figures, `mi_ablate.figures.attention` and ``tokens`` pictures, tables (a list of row dicts, or an
     object with ``.table()`` such as an Effect), and strings (paragraphs like ``text``)."""
 
 
@@ -80,7 +81,7 @@ def page(
         "sections": "\n".join(bodies),
         "footer": _footer(footer),
     }
-    return replace(path, Template(PAGE).substitute(values).encode())
+    return replace(path, Template(PAGE).substitute(values).encode("utf-8", "backslashreplace"))
 
 
 class _Parts:
@@ -88,7 +89,8 @@ class _Parts:
 
     def __init__(self) -> None:
         self.plotly = 0
-        self.attention = 0
+        self.pictures: Counter[str] = Counter()
+        self.bundled = False
 
 
 def _section(parts: _Parts, number: int, section: Section) -> str:
@@ -104,8 +106,9 @@ def _item(parts: _Parts, item: Any, heading: str) -> str:
     if isinstance(item, str):
         return _paragraphs(item)
     if hasattr(item, "fragment"):
-        parts.attention += 1
-        inside, _ = item.fragment(f"attention-{parts.attention}")
+        parts.pictures[item.kind] += 1
+        inside, bundled = item.fragment(f"{item.kind}-{parts.pictures[item.kind]}")
+        parts.bundled |= bundled
         return f"<figure>{inside}</figure>"
     if hasattr(item, "to_plotly_json") and hasattr(item, "layout"):
         parts.plotly += 1
@@ -154,7 +157,7 @@ def _scripts(parts: _Parts) -> str:
         from plotly.offline import get_plotlyjs
 
         scripts += [get_plotlyjs().replace("</script", "<\\/script"), DRAW]
-    if parts.attention:
+    if parts.bundled:
         from mi_ablate.figures.heads import bundle
 
         scripts.append(bundle())

@@ -10,6 +10,7 @@ plotly and circuitsvis are imported when a picture is drawn, so importing this p
 
 from mi_ablate.figures.bars import spectrum
 from mi_ablate.figures.circles import answer_circle
+from mi_ablate.figures.coloured import TokenPicture, tokens
 from mi_ablate.figures.curves import removal
 from mi_ablate.figures.heads import AttentionPicture, attention
 from mi_ablate.figures.layers import by_site
@@ -22,6 +23,7 @@ from mi_ablate.figures.training import training_curves
 
 __all__ = [
     "AttentionPicture",
+    "TokenPicture",
     "answer_circle",
     "attention",
     "by_site",
@@ -31,6 +33,7 @@ __all__ = [
     "outcome",
     "removal",
     "spectrum",
+    "tokens",
     "training_curves",
     "training_progress",
 ]
