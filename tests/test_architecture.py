@@ -53,6 +53,7 @@ ORDER = (
     ("loading",),
     ("_prompt_files",),
     ("prompts",),
+    ("generation",),
     ("_parts",),
     ("explained",),
     ("shown",),

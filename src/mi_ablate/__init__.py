@@ -78,6 +78,7 @@ _NAMES = {
     "read_prompts": "prompts",
     "tokenized": "prompts",
     "contrasted": "prompts",
+    "generated": "generation",
     "Explanation": "explained",
     "explain": "explained",
     "HeadsChanged": "looking",

@@ -1,7 +1,8 @@
-"""Prompts as a file holds them: text, tokens or chat messages; whatever is wrong names file and line."""
+"""Prompts as a file holds them: text, tokens or chat messages; whatever is wrong names file and line. Tokens as text."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,23 @@ _FORMS = (
     'Write "a string", {"prompt": "a string"}, {"text": "a string"}, {"tokens": [1, 2]} or '
     '{"messages": [{"role": "user", "content": "a string"}]}.'
 )
+
+
+@dataclass(frozen=True)
+class Words:
+    """Tokens as text: the tokenizer's, or numbers where there is none."""
+
+    tokenizer: Any
+
+    def __call__(self, tokens: list[int]) -> list[str]:
+        """Return one string a token."""
+        return [self.joined([token]) for token in tokens]
+
+    def joined(self, tokens: list[int]) -> str:
+        """Return the text of all of them."""
+        if self.tokenizer is None:
+            return " ".join(map(str, tokens))
+        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:

@@ -14,7 +14,7 @@ differ in more than the behaviour (length, topic, last word): then that is what 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mi_ablate._prompt_files import Prompt, Source, as_prompts, kind_of, place, read_prompts
+from mi_ablate._prompt_files import Prompt, Source, Words, as_prompts, kind_of, place, read_prompts
 from mi_ablate._types import HookedModel
 
-__all__ = ["Contrast", "Part", "Prompt", "Prompts", "contrasted", "padded", "read_prompts", "tokenized"]
+__all__ = ["Contrast", "Part", "Prompt", "Prompts", "Words", "contrasted", "padded", "read_prompts", "tokenized"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,8 +38,8 @@ class Prompts:
     tokens: Int[Tensor, "n p"]
     attention_mask: Bool[Tensor, "n p"]
     """True at real tokens."""
-    decode: Callable[[list[int]], list[str]]
-    """How tokens are shown, one string each."""
+    decode: Words
+    """How tokens are shown."""
     padding_side: str = "left"
 
     @property
@@ -148,8 +148,8 @@ def tokenized(
         raise ValueError("prepend_bos=True, and no tokenizer says which token that is. Write it into the prompts.")
     rows = [row if not prepend_bos or row[:1] == [bos] else [bos, *row] for row in rows]
     _check_rows(model, rows, path)
-    words = _Words(tokenizer)
-    text = tuple(" ".join(words(row)) for row in rows) if kind == "tokens" else tuple(given)
+    words = Words(tokenizer)
+    text = tuple(words.joined(row) for row in rows) if kind == "tokens" else tuple(given)
     return Prompts(text, *padded(rows, padding_side), words, padding_side)
 
 
@@ -203,18 +203,6 @@ def padded(rows: Sequence[Sequence[int]], side: str = "left") -> tuple[Int[Tenso
     tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
     tokens[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
     return tokens, mask
-
-
-class _Words:
-    """Tokens as strings: the tokenizer's, or numbers where there is none."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __call__(self, ids: list[int]) -> list[str]:
-        if self.tokenizer is None:
-            return [str(i) for i in ids]
-        return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
 
 
 def _texts(tokenizer: Any, given: list[Any], kind: str, chat: bool | None, path: Any) -> list[str]:
