@@ -49,6 +49,7 @@ ORDER = (
     ("others",),
     ("modular",),
     ("arithmetic", "methods"),
+    ("contrasts", "diaries"),
     ("toys",),
     ("loading",),
     ("_prompt_files",),
@@ -65,7 +66,7 @@ ORDER = (
     ("studies",),
     ("_page",),
     ("report",),
-    ("demo", "fourier_analysis"),
+    ("demo", "fourier_analysis", "abliteration"),
     ("cli",),
 )
 """A module imports only from those in earlier rows (and, inside a package, from its own)."""

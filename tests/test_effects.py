@@ -1169,7 +1169,7 @@ def test_k_kill_is_for_rates_and_a_share_of_log_odds_means_nothing(model, prompt
     given = {"at": FIRST, "controls": {}, "ks": [1, 2]}
     tokens = torch.tensor([1, 2])
     odds = removal_curve(model, prompts, S, refusal_score(tokens), **given)
-    assert "k 0-" in repr(odds) and "k@95%" not in repr(odds), "a share of log-odds means nothing in the repr either"
+    assert "k@95%" not in repr(odds), "a share of log-odds means nothing in the repr either"
     with pytest.raises(ValueError, match=r"k_kill asks when a rate is at most 0\.05, and refusal_score is a log-odds"):
         odds.k_kill()
     with pytest.raises(ValueError, match="A share of refusal_score means nothing: it is 0 at 50 %"):

@@ -1,0 +1,97 @@
+"""Commands that find and remove a behaviour of a language model."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mi_ablate.cli.app import AsJson, Threads, app, command_line, use_threads
+
+if TYPE_CHECKING:
+    from mi_ablate.prompts import Source
+
+
+@app.command()
+def ablate(
+    model: Annotated[
+        str, typer.Argument(help="A hub name (gpt2, pythia-70m), a Hugging Face folder, a shipped model.")
+    ],
+    positive: Annotated[
+        Path | None, typer.Option(help="Prompts with the behaviour: .txt, one a line, or .jsonl.")
+    ] = None,
+    negative: Annotated[Path | None, typer.Option(help="Prompts without it, otherwise alike.")] = None,
+    contrast: Annotated[str | None, typer.Option(help="A shipped pair of sets instead, such as sentiment.")] = None,
+    answers: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="What positive prompts make likelier; found by default.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="What negative prompts make likelier.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for ablate.html and edit.safetensors.")] = Path("out"),
+    export: Annotated[Path | None, typer.Option(help="Also write the edited model as a Hugging Face folder.")] = None,
+    as_json: AsJson = False,
+    sites: Annotated[list[str] | None, typer.Option(metavar="SITE", help="Where to look; the residual stream.")] = None,
+    last: Annotated[int, typer.Option(help="How many of the last tokens give candidates.")] = 1,
+    by: Annotated[str, typer.Option(help="Choose by bypass (outputs) or cosmic (activations).")] = "bypass",
+    kl_max: Annotated[float, typer.Option(help="Largest KL on negative prompts.")] = 0.1,
+    limit: Annotated[int | None, typer.Option(help="Try only so many candidates.")] = None,
+    draws: Annotated[int, typer.Option(help="Seeds of the covariance-drawn control.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the shuffle that deals the prompts into parts.")] = 0,
+    chat: Annotated[bool | None, typer.Option(help="Fill prompts into the tokenizer's chat template.")] = None,
+    new: Annotated[int, typer.Option(help="Tokens of the example generations.")] = 12,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts a pass; chosen by memory.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 by default; bfloat16, float64.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Find the direction that tells two sets of prompts apart, remove it, and measure that beside controls."""
+    use_threads(threads)
+    from mi_ablate.abliteration import abliterate, given_answers
+    from mi_ablate.abliteration import page as as_page
+    from mi_ablate.loading import load_model
+    from mi_ablate.prompts import contrasted
+
+    sides = _sides(positive, negative, contrast)
+    loaded = load_model(model, dtype=dtype, device=device)
+    prompts = contrasted(loaded, *sides, seed=seed, chat=chat)
+    told = None if not answers else given_answers(loaded, answers, against or ())
+    with _bar(shown=not as_json) as progress:
+        found = abliterate(
+            loaded, prompts, answers=told, names=sites or ("resid_pre", "resid_post"), last=last, by=by, kl_max=kl_max,
+            limit=limit, draws=draws, new_tokens=new, batch_size=batch_size, progress=progress, command=command_line(),
+        )  # fmt: skip
+    saved = found.save(out / "edit.safetensors")
+    page = as_page.write(found, out / "ablate.html", command=command_line())
+    if as_json:
+        typer.echo(json.dumps({**found.to_json(), "page": str(page), "edit": str(saved)}))
+    else:
+        as_page.print_summary(found)
+        typer.echo(f"\nPage: {page}\nEdit: {saved}  (mi-ablate apply {saved} --model {model})")
+
+
+def _sides(positive: Path | None, negative: Path | None, contrast: str | None) -> "tuple[Source, Source]":
+    """The prompts of both kinds: files, or lists of a shipped pair."""
+    if contrast is not None:
+        if positive is not None or negative is not None:
+            raise ValueError("Give --contrast NAME, or --positive FILE and --negative FILE, not both.")
+        from mi_ablate import contrasts
+
+        return contrasts.load(contrast)
+    if positive is None or negative is None:
+        raise ValueError("Two sets of prompts are needed: --positive FILE and --negative FILE, or --contrast NAME.")
+    return positive, negative
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr over prompts through the model, with the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<10}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("prompts", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
