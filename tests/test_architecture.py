@@ -66,7 +66,7 @@ ORDER = (
     ("studies",),
     ("_page",),
     ("report",),
-    ("demo", "fourier_analysis", "abliteration"),
+    ("demo", "fourier_analysis", "attention_view", "abliteration"),
     ("cli",),
 )
 """A module imports only from those in earlier rows (and, inside a package, from its own)."""

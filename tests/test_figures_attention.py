@@ -35,8 +35,8 @@ SHOWN = [
     HOSTILE[1][:23].replace(" ", "␣") + "…",
     HOSTILE[2],
     "␣the",
-    "↵␍↵",
-    "␀␇",
+    "↵⟨U+000D⟩↵",
+    "⟨U+0000⟩⟨U+0007⟩",
     "⟨U+202E⟩gnp⟨U+2066⟩",
     "👩\u200d🔬🏽",
     "⟨U+D800⟩",
@@ -91,7 +91,7 @@ def test_the_scale_is_symmetric_and_the_numbers_are_printed():
     html, bundled = picture.fragment("here")
     assert not bundled
     assert '<div id="here"' in html
-    assert re.findall(r"<small>([^<]*)</small>", html) == ["-2.00", "+0.00", "+1.00", "–"]
+    assert re.findall(r"<small>([^<]*)</small>", html) == ["-2.00", "0.00", "+1.00", "–"]
     assert re.findall(r'<li style="background:(#\w+)', html) == ["#0072b2", "#ffffff", "#eaae80", "#e0e0e0"]
     assert "<span>-2.00</span>" in html
     assert "<span>+2.00</span><span>logits</span>" in html

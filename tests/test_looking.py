@@ -124,7 +124,7 @@ def test_every_edit_with_a_direction_has_its_control(model, tokens, edit) -> Non
 
 def test_too_few_vectors_widen_to_all_positions_and_then_there_is_no_control(model, tokens) -> None:
     found = heads_changed(model, tokens[:1], Ablate(S).at(FIRST, pos=-1), draws=2)
-    assert found.note == "covariance of 7 vectors at all positions, 1 prompts"
+    assert found.note == "covariance of 7 vectors at all positions, 1 prompt"
     none = heads_changed(model, tokens[:1, :2], Ablate(S).at(FIRST, pos=-1))
     assert none.controls == {}
     assert "are 2, for an edit of rank 2; give more prompts" in none.note

@@ -56,7 +56,7 @@ def covariance_drawn(
     except NotDrawn:
         found, n = _drawn(model, tokens, [(key, replace(hook, pos=None)) for key, hook in placed], draws, **given)
         where = "at all positions"
-    name = f"covariance of {n} vectors {where}, {len(tokens)} prompts"
+    name = f"covariance of {n} vectors {where}, {len(tokens)} prompt{'s' if len(tokens) > 1 else ''}"
     return Control(name, lambda site, k, seed: found[site][seed][:k])
 
 

@@ -20,7 +20,9 @@ from torch import Tensor
 NEGATIVE, POSITIVE, MISSING = (0, 114, 178), (213, 94, 0), (224, 224, 224)
 LONG = 24
 """Characters of a token that are drawn; the tooltip has more."""
-_NAMED = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+_TINY = 1e-5
+"""Of the full colour: what is smaller is printed as 0.00, which rounding alone makes of an exact zero."""
+_NAMED = {" ": "␣", "\n": "↵", "\t": "⇥"}
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
 _STYLE = """
 .mi-tokens { background: #ffffff; color: #1d1d1f; padding: 4px 6px; font: 14px/1.3 ui-monospace, Menlo, Consolas, monospace; }
@@ -136,8 +138,6 @@ def visible(text: str, *, spaces: bool = True) -> str:
             out.append(char)
         elif char in _NAMED:
             out.append(_NAMED[char])
-        elif ord(char) < 32:
-            out.append(chr(0x2400 + ord(char)))
         elif kind in _HIDDEN and not joins:
             out.append(f"⟨U+{ord(char):04X}⟩")
         else:
@@ -153,7 +153,7 @@ def clipped(text: str) -> tuple[str, str]:
 
 def _token(i: int, text: tuple[str, str], name: str, value: float, full: float) -> str:
     missing = value != value
-    number = "–" if missing else _number(value)
+    number = "–" if missing else _number(value if abs(value) > _TINY * full else 0.0)
     colour = MISSING if missing else colour_of(value, full)
     ink = ink_on(colour)
     where = f"{visible(name, spaces=False)}, position {i}: " if name else f"position {i}: "
@@ -164,8 +164,10 @@ def _token(i: int, text: tuple[str, str], name: str, value: float, full: float) 
 
 def _number(value: float) -> str:
     """Three digits, so that a column of them stays narrow."""
-    text = f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0f}"
-    return text if abs(value) < 1e5 and (abs(value) >= 0.005 or value == 0) else f"{value:+.0e}"
+    if value == 0:
+        return "0.00"
+    text = f"{value:+.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
+    return text if 0.005 <= abs(value) < 1e5 else f"{value:+.0e}"
 
 
 def colour_of(value: int | float, full: int | float) -> tuple[int, int, int]:
