@@ -18,17 +18,17 @@ W, V, U = 13, 14, 15
 """Coordinates: what triggers write, what attention makes of it at later positions and D's logit reads, and a decoy."""
 
 
-def planted(n_layers: int = 3, **extra) -> object:
-    """Token 1 or 2 writes W; layer 0 averages W over positions into V; V is read as token D. Tokens 9 / 10 write +-U."""
+def planted(n_layers: int = 3, source: int = W, **extra) -> object:
+    """Token 1 or 2 writes ``source``; layer 0 averages it over positions into V, read as token D. 9 / 10 write +-U."""
     g = torch.Generator().manual_seed(3)
     w_e = torch.zeros(12, 16, dtype=torch.float64)
     w_e[:, :12] = 0.3 * torch.randn(12, 12, generator=g, dtype=torch.float64)
-    w_e[1:3, W], w_e[9, U], w_e[10, U] = 4.0, 3.0, -3.0
+    w_e[1:3, source], w_e[9, U], w_e[10, U] = 4.0, 3.0, -3.0
     w_u = torch.zeros(16, 12, dtype=torch.float64)
     w_u[:12] = 0.5 * torch.randn(12, 12, generator=g, dtype=torch.float64)
     w_u[V, D] = 6.0
     w_v, w_o = torch.zeros(2, 16, 8, dtype=torch.float64), torch.zeros(2, 8, 16, dtype=torch.float64)
-    w_v[0, W, 0] = w_o[0, 0, V] = 1.5
+    w_v[0, source, 0] = w_o[0, 0, V] = 1.5
     weights = {
         "embed.W_E": w_e,
         "pos_embed.W_pos": torch.zeros(12, 16),

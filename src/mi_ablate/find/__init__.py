@@ -7,6 +7,7 @@ vectors say what a concept *writes*, probes what it is *read* by, PCA what is la
 
 from mi_ablate.find._named import FINDERS
 from mi_ablate.find.erasure import Leace, leace, leace_of, leace_subspace
+from mi_ablate.find.gradient import optimised
 from mi_ablate.find.grid import Candidates, candidates
 from mi_ablate.find.means import difference_of_means
 from mi_ablate.find.probes import inlp, lda, logistic
@@ -28,6 +29,7 @@ __all__ = [
     "leace_of",
     "leace_subspace",
     "logistic",
+    "optimised",
     "paired_svd",
     "pca",
     "refitted",
