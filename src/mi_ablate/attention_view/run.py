@@ -25,6 +25,8 @@ CHANGED, UNEDITED = 4, 16
 """How many heads are drawn where none are asked for: those that an edit changes most, or the first ones."""
 ROWS = 12
 """At most so many layers of coloured tokens where none are asked for."""
+TOP = 5
+"""Next tokens of each run."""
 CELLS = 1_500_000
 """Entries of patterns on one page, a dozen megabytes with the scripts."""
 
@@ -88,7 +90,6 @@ def view(
     heads: str | None = None,
     direction: str | Path | None = None,
     prompts: str | Path | None = None,
-    top: int = 5,
     draws: int = 5,
     dtype: str | None = None,
     device: str | None = None,
@@ -105,10 +106,8 @@ def view(
         direction: a saved intervention whose first direction colours the tokens; that of the edits by default.
         prompts: a file of prompts that the change of heads and its control are measured over; this prompt by default,
             512 of its own for a toy.
-        top: next tokens of each run.
         draws: of the control.
-        dtype: of the weights.
-        device: of the model.
+        dtype, device: of the model.
         report: called with lines of progress.
 
     Raises:
@@ -122,14 +121,9 @@ def view(
     _refuse_many(given or [(0, 0)], found, bool(edits))
     hooks = [hook for path in edits for hook in load(path, found.model, tokens=found.tokens[None])]
     space, said = _direction(direction, hooks, cfg.d_model, edits)
-    runs: list[FwdHooks] = []
-    changed, control = None, ""
-    if hooks:
-        report(f"Heads: {len(wanted)} layers over {found.over}")
-        changed, control, runs = _changed(found, hooks, wanted, draws, report)
-    drawn = given or _default(found, wanted, changed)
+    changed, control, runs = _changed(found, hooks, wanted, draws, report)
+    drawn, rows = given or _default(found, wanted, changed), wanted if layers is not None else _spread(wanted)
     report(f"Attention of {len(drawn)} heads over {len(found.tokens)} tokens, and the residual stream")
-    rows = wanted if layers is not None else _spread(wanted)
     names = [f"blocks.{layer}.hook_resid_post" for layer in rows]
     both: list[FwdHooks] = [[], hooks] if hooks else [[]]
     coords = [along(found.model, found.tokens, space, names, hooks=h) for h in both] if space is not None else []
@@ -150,14 +144,17 @@ def view(
         layers=tuple(rows),
         coordinates=coords[0] if coords else None,
         edited_coordinates=coords[1] if len(coords) > 1 else None,
-        following=_following(found, hooks, runs, top),
+        following=_following(found, hooks, runs),
     )
 
 
 def _changed(
     found: Asked, hooks: FwdHooks, layers: list[int], draws: int, report: Callable[[str], None]
-) -> tuple[HeadsChanged, str, list[FwdHooks]]:
-    """The change of heads beside its control, and the control's edits."""
+) -> tuple[HeadsChanged | None, str, list[FwdHooks]]:
+    """The change of heads beside its control, and the control's edits; nothing without an edit."""
+    if not hooks:
+        return None, "", []
+    report(f"Heads: {len(layers)} layers over {found.over}")
     controls: dict[str, Control] = {}
     quarters: set[int] = set()
     try:
@@ -232,7 +229,7 @@ def _patterns(found: Asked, heads: list[tuple[int, int]], hooks: FwdHooks) -> Fl
     return torch.stack([acts[f"blocks.{layer}.attn.hook_pattern"][0, :, head] for layer, head in heads]).cpu()
 
 
-def _following(found: Asked, hooks: FwdHooks, controls: list[FwdHooks], top: int) -> list[dict[str, Any]]:
+def _following(found: Asked, hooks: FwdHooks, controls: list[FwdHooks]) -> list[dict[str, Any]]:
     """The likeliest next tokens of either run, with their probabilities in both and the mean under the control."""
     runs = {"clean": next_token(found.model, found.tokens)}
     if hooks:
@@ -240,7 +237,7 @@ def _following(found: Asked, hooks: FwdHooks, controls: list[FwdHooks], top: int
     if controls:
         runs["control"] = torch.stack([next_token(found.model, found.tokens, edit) for edit in controls]).mean(0)
     leading = [
-        runs[name].topk(min(top, len(runs[name]))).indices.tolist() for name in ("clean", "edited") if name in runs
+        runs[name].topk(min(TOP, len(runs[name]))).indices.tolist() for name in ("clean", "edited") if name in runs
     ]
     ids = dict.fromkeys(i for row in leading for i in row)
     return [{"token": found.answer(i), **{name: float(p[i]) for name, p in runs.items()}} for i in ids]
