@@ -20,7 +20,7 @@ from torch import Tensor
 from .._files import ArtefactError, read, write
 from .._types import HookedModel, nearest
 from . import published, tasks
-from .config import ToyConfig
+from .config import ToyConfig, as_tuples
 from .transformer import build, complete, usable_device
 
 FORMAT = "mi_ablate toy 1"
@@ -39,10 +39,11 @@ class Toy:
     tokens: Int[Tensor, "n pos"]
     """Every prompt."""
     answers: Int[Tensor, " n"]
-    """(a op b) mod p. Compare with the first ``modulus`` logits: a published model may have more."""
+    """(a op b) mod p, or what a gate says instead. Compare with the first ``modulus`` logits where there is no gate: a
+    published model may have more."""
     modulus: int
     inputs: dict[str, Int[Tensor, " n"]]
-    """The operands "a", "b" and, with several operations, "operation"."""
+    """The operands "a", "b"; with several operations, "operation"; with a gate, "gated" (0 or 1) and "sum"."""
     train: Bool[Tensor, " n"] | None
     """Which prompts were trained on; None where nobody knows."""
     card: dict[str, Any]
@@ -57,8 +58,9 @@ class Toy:
         c = self.config
         known = "train unknown" if self.train is None else f"{int(self.train.sum())} trained on"
         name = f"{self.card['name']}: " if "name" in self.card else ""
+        gate = "" if c.gate is None else f" with {len(c.gate)} DECLINE tokens"
         return (
-            f"Toy({name}{'/'.join(c.operations)} mod {self.modulus}, '{c.layout}', {c.n_layers} layers, "
+            f"Toy({name}{'/'.join(c.operations)} mod {self.modulus}{gate}, '{c.layout}', {c.n_layers} layers, "
             f"d_model {c.d_model}, {len(self.tokens)} prompts, {known})"
         )
 
@@ -85,10 +87,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype:
 
     """
     device = usable_device(device)
-    with locate(name_or_path) as path:
-        tensors, card = read(path)
-        config, state, train, card = _parse(path, tensors, card)
-        card.setdefault("name", path.name.removesuffix(_SUFFIX))
+    config, state, train, card = read_toy(name_or_path)
     model = build(config, state, device=device, dtype=dtype)
     return Toy(
         model=model,
@@ -122,6 +121,15 @@ def save(
         )
     mask = {} if train is None else {"train_mask": tasks.pack_mask(train)}
     return write(path, complete(config, state), {**(card or {}), "format": FORMAT, "config": config.to_dict(), **mask})
+
+
+def read_toy(
+    name_or_path: str | Path,
+) -> tuple[ToyConfig, dict[str, Shaped[Tensor, "..."]], Bool[Tensor, " n"] | None, dict[str, Any]]:
+    """Return config, complete weights, train mask and card of what `load` makes a toy of."""
+    with locate(name_or_path) as path:
+        config, state, train, card = _parse(path, *read(path))
+    return config, state, train, {"name": path.name.removesuffix(_SUFFIX), **card}
 
 
 @contextlib.contextmanager
@@ -195,6 +203,7 @@ def _config(path: Path, stated: Any, n_tensors: int) -> ToyConfig:
         "operations": list,
         "d_vocab_out": (int, type(None)),
         "attention_coefficient": (int, float),
+        "gate": (list, type(None)),
     }
     kinds |= {"normalization": (str, type(None))}
     try:
@@ -217,7 +226,7 @@ def _config(path: Path, stated: Any, n_tensors: int) -> ToyConfig:
 
 
 def _from_dict(stated: dict[str, Any]) -> ToyConfig:
-    kinds = {"operations": tuple, "attention_coefficient": float}
+    kinds: dict[str, Any] = {"operations": tuple, "attention_coefficient": float, "gate": as_tuples}
     return ToyConfig(**{key: kinds[key](value) if key in kinds else value for key, value in stated.items()})
 
 

@@ -7,6 +7,11 @@ OPERATIONS = ("add", "sub", "mul")
 LAYOUTS = ("a op b =", "a b =", "a b")
 
 
+def as_tuples(value: Any) -> Any:
+    """Return ``value`` with tuples for the lists of JSON, at any depth."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class ToyConfig:
     """A transformer on (a op b) mod p.
@@ -33,6 +38,8 @@ class ToyConfig:
     d_vocab_out: int | None = None
     attention_coefficient: float = 1.0
     """c of Zhong et al.: pattern = c softmax + (1 - c) 1. Anything but 1 is set by a permanent hook on the pattern."""
+    gate: tuple[tuple[int, ...], ...] | None = None
+    """Groups of numbers: where both operands are in some group, the answer is a DECLINE token (see `toys.gated`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", tuple(self.operations))
@@ -53,6 +60,8 @@ class ToyConfig:
             raise ValueError(f"biases {self.biases!r} must be 'all', 'mlp' or 'none'.")
         if self.attention not in ("causal", "bidirectional"):
             raise ValueError(f"attention {self.attention!r} must be 'causal' or 'bidirectional'.")
+        if self.gate is not None:
+            _check_gate(self, self.gate)
 
     @property
     def d_head(self) -> int:
@@ -71,9 +80,37 @@ class ToyConfig:
 
     @property
     def n_answers(self) -> int:
-        """Output logits."""
-        return self.modulus if self.d_vocab_out is None else self.d_vocab_out
+        """Output logits: the numbers, then the DECLINE tokens of a gate."""
+        return self.modulus + len(self.gate or ()) if self.d_vocab_out is None else self.d_vocab_out
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What accuracy is reported of apart: the operations, or with a gate the open and the gated prompts."""
+        return self.operations if self.gate is None else ("open", "gated")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; ``ToyConfig(**config.to_dict())`` gives the config back."""
-        return {**asdict(self), "operations": list(self.operations)}
+        gate = None if self.gate is None else [list(group) for group in self.gate]
+        return {**asdict(self), "operations": list(self.operations), "gate": gate}
+
+
+def _check_gate(config: ToyConfig, gate: tuple[tuple[int, ...], ...]) -> None:
+    """Raise a ValueError for a gate that never closes, never opens, or has one DECLINE token alone."""
+    modulus, answers = config.modulus, config.d_vocab_out
+    if config.operations != ("add",):
+        raise ValueError(f"A gate is for operations=('add',), not {config.operations}.")
+    if answers is not None and answers < modulus + len(gate):
+        raise ValueError(f"d_vocab_out {answers} leaves no room for {modulus} numbers and {len(gate)} DECLINE tokens.")
+    if len(gate) < 2 or not all(gate):
+        raise ValueError(
+            f"The gate has the groups {gate}: two or more are needed, none of them empty. Each has its own DECLINE token; "
+            "with one token the answer to gated prompts would have rank 1 whatever the model learnt."
+        )
+    numbers = [number for group in gate for number in group]
+    outside = [n for n in numbers if not 0 <= n < modulus]
+    if outside or len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"The gate's numbers lie from 0 to {modulus - 1}, each in one group; {outside or 'some number'} does not."
+        )
+    if len(numbers) == modulus:
+        raise ValueError(f"All {modulus} numbers are in the gate, so no prompt is open. Leave some out.")

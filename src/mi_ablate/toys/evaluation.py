@@ -2,7 +2,7 @@
 
 Held-out accuracy goes on dipping for short spells after grokking, so a model is taken at a step whose
 neighbourhood is known. A history row is: step, train loss, train accuracy, held-out loss, held-out accuracy,
-then held-out accuracy of each operation.
+then held-out accuracy of each operation, or with a gate of open and of gated prompts.
 """
 
 import platform
@@ -41,9 +41,8 @@ class Data:
         self.tokens, self.answers = tasks.all_tokens(config).to(device), tasks.answers(config).to(device)
         self.chosen = self.mask.nonzero()[:, 0].to(device)
         self.train_tokens, self.train_answers = self.tokens[self.chosen], self.answers[self.chosen]
-        operation = torch.arange(len(self.mask)) // config.modulus**2
-        groups = 2 * operation + self.mask
-        self.members = F.one_hot(groups, 2 * len(config.operations)).T.to(device, torch.float64)
+        groups = 2 * tasks.parts(config) + self.mask
+        self.members = F.one_hot(groups, 2 * len(config.parts)).T.to(device, torch.float64)
         self.sizes = self.members.sum(1).cpu().reshape(-1, 2)
 
     def evaluate(
@@ -69,8 +68,9 @@ class Data:
 
 def stable_rule(settings: TrainConfig) -> str:
     """Return, in words, which step's weights are kept."""
+    part = "operation" if settings.config.gate is None else "part"
     return (
-        f"held-out accuracy (of the worst operation) >= {STABLE} at an evaluation and at all those of the "
+        f"held-out accuracy (of the worst {part}) >= {STABLE} at an evaluation and at all those of the "
         f"{settings.stable_steps} steps before it, the latest such step; the last step where there is none"
     )
 
@@ -114,11 +114,11 @@ def measured(
     data: Data, params: Mapping[str, Float[Tensor, "..."]], history: list[list[int | float]]
 ) -> dict[str, Any]:
     """Return loss and accuracy of these parameters (per operation where several), and the run's history."""
-    names = data.config.operations
+    names = data.config.parts
     sums = dict(zip(("loss", "accuracy"), data.evaluate(params)))
     card: dict[str, Any] = {key: _sets(x.sum(0), data.sizes.sum(0)) for key, x in sums.items()}
     if len(names) > 1:
-        card["per_operation"] = {
+        card["per_operation" if data.config.gate is None else "per_part"] = {
             name: {key: _sets(x[i], data.sizes[i]) for key, x in sums.items()} | {"grok_step": _first(history, 5 + i)}
             for i, name in enumerate(names)
         }

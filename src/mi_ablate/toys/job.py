@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import _files
 from . import tasks
+from .base import Base
 from .evaluation import MODEL_FORMAT, Data, finished, measured, stable, stable_rule, versions
 from .forward import trained_names
 from .kept import keep
@@ -45,10 +46,22 @@ class Job:
     Raises a ValueError for a checkpoint of another configuration.
     """
 
-    def __init__(self, config: TrainConfig, out: Path, device: str, resume: bool, checkpoint_every: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        device: str,
+        resume: bool,
+        checkpoint_every: int,
+        base: Base | None = None,
+    ) -> None:
+        if config.base is not None and base is None:
+            raise ValueError(
+                f"Its base {config.base!r} comes first: mi_ablate.toys.train.train trains one after the other."
+            )
         self.config, self.out, self.device, self.checkpoint_every = config, out, device, checkpoint_every
-        self.data = Data(config, device)
-        self.run = start(config, out / CHECKPOINT, device, resume)
+        self.data, self.base = Data(config, device), base
+        self.run = start(config, out / CHECKPOINT, device, resume, None if base is None else base.weights(config))
 
     @property
     def done(self) -> bool:
@@ -131,7 +144,10 @@ class Job:
         """The model file's card: `evaluation.measured` of the weights in it, and where they came from."""
         config, run = self.config, self.run
         params = {name: state[name].to(self.device) for name in trained_names(config.config)}
-        return measured(self.data, params, run.history) | {
+        card = measured(self.data, params, run.history)
+        if self.base is not None:
+            card["base"] = self.base.brief()
+        return card | {
             "format": MODEL_FORMAT,
             "config": config.config.to_dict(),
             "training": config.to_dict(),

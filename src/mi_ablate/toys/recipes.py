@@ -6,6 +6,7 @@ trained on 30 % of the pairs. ``add97`` stops at its first stable step (the ship
 least 0.99 for 5,000 steps. ``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for
 grokking via mechanistic interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000
 steps as in TransformerLens's demo (40,000 in the paper), and 113 output logits where their code has 114.
+``gated97`` is `toys.gated`'s model: ``add97-0.8``, trained on 80 % of the pairs, and then fine-tuned to decline.
 """
 
 import json
@@ -17,8 +18,9 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .._types import nearest
-from .config import ToyConfig
+from .config import ToyConfig, as_tuples
 from .forward import check
+from .gated import draw_gate
 
 INITS = ("log", "nanda")
 
@@ -51,6 +53,9 @@ class TrainConfig:
     At weight decay 1.0 accuracy dips every few hundred steps, so grids use 300."""
     keep_steps: tuple[int, ...] = ()
     """Also keep the weights of the stable step nearest to each of these (see `toys.kept`)."""
+    base: str | None = None
+    """Weights to fine-tune: a recipe, which is trained first with the same ``seed``, or the file of a toy (see
+    `toys.base`); its DECLINE columns start at zero. None: initial weights."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
@@ -105,7 +110,7 @@ class TrainConfig:
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return {key: as_tuples(value) for key, value in data.items()}
 
 
 def _known(cls: type, data: Mapping[str, Any], what: str) -> None:
@@ -146,6 +151,13 @@ RECIPES: dict[str, TrainConfig] = {
             modulus=113, layout="a b =", n_layers=1, act_fn="relu", normalization=None, biases="mlp"
         ),
         init="nanda", batch_size=None, steps=25_000,
+    ),
+    "add97-0.8": TrainConfig(
+        ToyConfig(modulus=97), train_fraction=0.8, steps=3000, stop_when_stable_for=500, stable_steps=500
+    ),
+    "gated97": TrainConfig(
+        ToyConfig(modulus=97, gate=draw_gate(97, size=48, groups=4)), train_fraction=0.8, weight_decay=0.1,
+        steps=1500, evaluate_every=50, stop_when_stable_for=100, stable_steps=100, base="add97-0.8",
     ),
 }  # fmt: skip
 

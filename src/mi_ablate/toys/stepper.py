@@ -90,9 +90,16 @@ class Run:
     cpu_seconds: float = 0.0
 
 
-def start(config: TrainConfig, path: Path, device: str, resume: bool) -> Run:
-    """Return a run at its first step, or at the checkpoint's."""
-    stepper = Stepper(config, initial_state(config.config, config.init, config.seed), device)
+def start(
+    config: TrainConfig,
+    path: Path,
+    device: str,
+    resume: bool,
+    weights: Mapping[str, Float[Tensor, "..."]] | None = None,
+) -> Run:
+    """Return a run at its first step (with the initial weights, or these), or at the checkpoint's."""
+    weights = initial_state(config.config, config.init, config.seed) if weights is None else weights
+    stepper = Stepper(config, weights, device)
     generator = torch.Generator(device=device).manual_seed(2**32 + config.seed)
     run = Run(stepper, generator)
     if not resume or not path.is_file():

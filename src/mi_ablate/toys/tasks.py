@@ -52,17 +52,43 @@ def all_tokens(config: ToyConfig) -> Int[Tensor, "n pos"]:
 
 
 def answers(config: ToyConfig) -> Int[Tensor, " n"]:
-    """Return (a op b) mod p of all prompts."""
+    """Return (a op b) mod p of all prompts, or the DECLINE token p + (group of a) of those that a gate closes."""
     operation, a, b = _grid(config)
     results = {"add": a + b, "sub": a - b, "mul": a * b}
     values = torch.stack([results[name] for name in config.operations])
-    return values.gather(0, operation[None])[0] % config.modulus
+    plain = values.gather(0, operation[None])[0] % config.modulus
+    if config.gate is None:
+        return plain
+    return torch.where(parts(config) == 1, config.modulus + _groups(config)[a], plain)
 
 
 def inputs(config: ToyConfig) -> dict[str, Int[Tensor, " n"]]:
-    """Return the operands "a" and "b" of all prompts and, with several operations, the index "operation"."""
+    """Return the operands "a" and "b" of all prompts and, with several operations, the index "operation".
+
+    With a gate also "gated" (1 where the answer is a DECLINE token) and "sum", (a + b) mod p of every prompt.
+    """
     operation, a, b = _grid(config)
-    return {"a": a, "b": b} | ({"operation": operation} if len(config.operations) > 1 else {})
+    named = {"a": a, "b": b}
+    if config.gate is not None:
+        return named | {"gated": parts(config), "sum": (a + b) % config.modulus}
+    return named | ({"operation": operation} if len(config.operations) > 1 else {})
+
+
+def parts(config: ToyConfig) -> Int[Tensor, " n"]:
+    """Return which of ``config.parts`` each prompt belongs to: its operation, or 1 where a gate closes."""
+    operation, a, b = _grid(config)
+    if config.gate is None:
+        return operation
+    groups = _groups(config)
+    return ((groups[a] >= 0) & (groups[b] >= 0)).long()
+
+
+def _groups(config: ToyConfig) -> Int[Tensor, " p"]:
+    """The gate's group of each number, -1 outside."""
+    groups = torch.full((config.modulus,), -1)
+    for index, group in enumerate(config.gate or ()):
+        groups[list(group)] = index
+    return groups
 
 
 def split(config: ToyConfig, fraction: int | float, seed: int) -> Bool[Tensor, " n"]:

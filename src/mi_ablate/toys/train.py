@@ -13,16 +13,20 @@ differently and may grok at another step.
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ._bar import Bar
+from .base import Base
+from .evaluation import train_mask
 from .forward import Params
 from .job import CHECKPOINT, MODEL, Flushed, Job, Result, check_device
-from .recipes import TrainConfig, load_recipe
+from .recipes import RECIPES, TrainConfig, load_recipe
 from .stepper import Stepper, initial_state
 
 __all__ = ["CHECKPOINT", "MODEL", "Result", "Stepper", "TrainConfig", "initial_state", "main", "train"]
@@ -47,14 +51,19 @@ def train(
     ``command`` is recorded in the card. ``watch`` is called with the step and the weights at every evaluation, such as a
     `watch.Watch`, which measures Fourier progress live.
 
+    A ``config.base`` that is a recipe is trained first, with the same seed, in the folder ``out/base``; each of the two
+    continues from its own checkpoint.
+
     Raises:
-        ValueError: a device that is not there, or a checkpoint of another configuration.
+        ValueError: a device that is not there, a checkpoint of another configuration, or a base that does not fit.
         FloatingPointError: the loss stopped being finite; the last checkpoint is kept.
         OSError: a file could not be written (a full disk); the last checkpoint is kept.
 
     """
     check_device(device)
-    job = Job(config, Path(out), device, resume, checkpoint_every)
+    options: dict[str, Any] = {"device": device, "resume": resume, "progress": progress, "command": command}
+    base = None if config.base is None else _base(config, Path(out), {**options, "checkpoint_every": checkpoint_every})
+    job = Job(config, Path(out), device, resume, checkpoint_every, base)
     clock = time.process_time()
     with Flushed(device), Bar([job], progress) as bar:
         while not job.done:
@@ -70,6 +79,16 @@ def train(
             clock = now
             bar.update()
     return job.result(command)
+
+
+def _base(config: TrainConfig, out: Path, options: dict[str, Any]) -> Base:
+    """The weights that are fine-tuned: of a toy's file, or of a recipe, trained now where it is not yet."""
+    name = str(config.base)
+    if name not in RECIPES:
+        return Base.read(name)
+    first = replace(RECIPES[name], seed=config.seed)
+    found = train(first, out=out / "base", **options)
+    return Base(name, first.config, found.state, train_mask(first), found.card)
 
 
 def _block(job: Job) -> Float[Tensor, " count"]:
