@@ -60,7 +60,7 @@ def saved(folder, model, tmp_path_factory) -> Path:
 def test_what_is_shown_is_what_run_with_cache_gives(folder, model, saved) -> None:
     found = view(str(folder), "w3 w4 w5 w6", [saved], heads="0.1,1.0")
     tokens = model.to_tokens("w3 w4 w5 w6")
-    assert found.tokens.tolist() == tokens[0].tolist()
+    assert found.asked.tokens.tolist() == tokens[0].tolist()
     clean, cache = model.run_with_cache(tokens)
     for i, (layer, head) in enumerate(((0, 1), (1, 0))):
         torch.testing.assert_close(found.patterns[i], cache[f"blocks.{layer}.attn.hook_pattern"][0, head])
@@ -139,7 +139,7 @@ def test_without_an_edit_the_first_heads_and_no_direction(tmp_path) -> None:
 def test_a_folder_without_a_tokenizer_takes_ids(tmp_path) -> None:
     random_gpt2(tmp_path / "bare")
     found = view(str(tmp_path / "bare"), "5, 9,11")
-    assert found.strings == ["5", "9", "11"]
+    assert found.asked.strings == ["5", "9", "11"]
     assert len(found.heads) == 4
     with pytest.raises(
         ValueError, match="no tokenizer, so the prompt is token ids with commas, such as 5,97,9,98; 'w3' is not"
@@ -152,7 +152,7 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path) -> None:
 def test_prompts_of_a_file_give_the_table_and_its_control(folder, saved, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("w3 w4 w5\nw6 w7\nw8 w9 w2 w1\n")
     found = view(str(folder), "w3 w4", [saved], prompts=tmp_path / "prompts.txt")
-    assert found.over == "3 prompts"
+    assert found.asked.over == "3 prompts"
     assert found.changed.prompts == 3
     assert found.control.startswith("covariance of ")
     with pytest.raises(ValueError, match="add97 is a toy, and its own prompts are used: leave out --prompts"):
@@ -252,5 +252,5 @@ def test_one_huge_first_token_does_not_set_the_colours(folder, saved) -> None:
     assert page._limit([far]) == pytest.approx(float(found.coordinates[:, 1:].abs().max()))
     assert page._limit([found.coordinates]) == pytest.approx(float(found.coordinates.abs().max()))
     assert page._limit([torch.zeros(1, 1)]) is None
-    written = page.summary(replace(found, prompt="x" * 200))
+    written = page.summary(replace(found, asked=replace(found.asked, prompt="x" * 200)))
     assert "x" * 79 + "…" in written

@@ -24,6 +24,9 @@ OWN = 512
 class Asked:
     """A model and a prompt, and the prompts that heads are measured over."""
 
+    name: str
+    """Of the model, as it was typed."""
+    prompt: str
     model: HookedModel
     tokens: Int[Tensor, " p"]
     strings: list[str]
@@ -67,11 +70,10 @@ def asked(
     one = tokenized(model, [given], padding_side="right")
     strings = one.str_tokens(0)
     if prompts is None:
-        return Asked(model, one.tokens[0], strings, _with(one.decode), one.tokens, None, "this prompt")
+        return Asked(name, prompt, model, one.tokens[0], strings, _with(one.decode), one.tokens, None, "this prompt")
     many = tokenized(model, prompts, padding_side="right")
-    return Asked(
-        model, one.tokens[0], strings, _with(one.decode), many.tokens, many.attention_mask, f"{len(many)} prompts"
-    )
+    said = f"{len(many)} prompts"
+    return Asked(name, prompt, model, one.tokens[0], strings, _with(one.decode), many.tokens, many.attention_mask, said)
 
 
 def layers_of(text: str | None, n: int) -> list[int]:
@@ -136,7 +138,7 @@ def _of_toy(name: str, prompt: str, dtype: dict[str, Any], device: str | None) -
     check_tokens(tokens[None], toy.model)
     few = torch.randperm(len(toy.tokens), generator=torch.Generator().manual_seed(0))[:OWN].sort().values
     over = f"{len(few)} of the toy's own prompts"
-    return Asked(toy.model, tokens, list(strings), _answer(config.modulus), toy.tokens[few], None, over)
+    return Asked(name, prompt, toy.model, tokens, list(strings), _answer(config.modulus), toy.tokens[few], None, over)
 
 
 def _answer(modulus: int) -> Callable[[int], str]:

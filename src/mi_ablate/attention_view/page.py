@@ -42,10 +42,10 @@ def write(found: View, path: str | Path, command: str = "mi-ablate attention") -
     if found.changed is not None:
         table = found.changed.table()
         listed = f"The {LISTED} of {len(table)} heads that move most." if len(table) > LISTED else "All heads."
-        said = SAYS["heads"].format(over=found.over, listed=listed, control=found.control)
+        said = SAYS["heads"].format(over=found.asked.over, listed=listed, control=found.control)
         still = [] if found.changed.top(1) else [SAYS["still"]]
         sections.append(Section("Which heads change most", said, [*still, table[:LISTED]]))
-    strings = found.strings
+    strings = found.asked.strings
     picture = attention(found.patterns, strings, found.names, against=found.edited_patterns)
     sections.append(Section("Attention", SAYS["attention"], [picture]))
     if found.coordinates is not None:
@@ -60,7 +60,7 @@ def write(found: View, path: str | Path, command: str = "mi-ablate attention") -
         text = SAYS["tokens"].format(direction=visible(str(found.direction), spaces=False))
         sections.append(Section("Tokens along the direction", text, pictures))
     sections.append(Section("Next token", SAYS["next"], [_following(found)]))
-    footer: dict[str, Any] = {"command": command, "model": found.model}
+    footer: dict[str, Any] = {"command": command, "model": found.asked.name}
     footer |= {f"edit {i}": edit for i, edit in enumerate(found.edits, 1)}
     footer |= {name: importlib.metadata.version(name) for name in ("mi_ablate", "torch", "transformer-lens")}
     return page(path, title(found), sections, footer={k: visible(v, spaces=False) for k, v in footer.items()})
@@ -68,15 +68,15 @@ def write(found: View, path: str | Path, command: str = "mi-ablate attention") -
 
 def title(found: View) -> str:
     """Return the heading: model and prompt."""
-    whole = visible(found.prompt.strip(), spaces=False)
-    return f"{Path(found.model).name} reads “{whole if len(whole) <= 80 else whole[:79] + '…'}”"
+    whole = visible(found.asked.prompt.strip(), spaces=False)
+    return f"{Path(found.asked.name).name} reads “{whole if len(whole) <= 80 else whole[:79] + '…'}”"
 
 
 def summary(found: View) -> str:
     """Return what the page says in a few lines."""
     lines = [title(found), *(f"edit: {edit}" for edit in found.edits)]
     if found.changed is not None:
-        lines.append(f"attention moved (of 1), over {found.over}; control: {found.control}")
+        lines.append(f"attention moved (of 1), over {found.asked.over}; control: {found.control}")
         for row in found.changed.table()[:5]:
             control = row.get("control")
             beside = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate._parts import spaces_of
@@ -35,14 +35,9 @@ CELLS = 1_500_000
 class View:
     """What the page shows."""
 
-    model: str
-    prompt: str
-    strings: list[str]
-    tokens: Int[Tensor, " p"]
+    asked: Asked
     edits: tuple[str, ...]
     changed: HeadsChanged | None
-    over: str
-    """What the change of heads is measured over."""
     control: str
     """What its control was drawn from, or why there is none."""
     heads: tuple[tuple[int, int], ...]
@@ -65,13 +60,13 @@ class View:
         """Return plain values: tables and coordinates, patterns left out."""
         pairs = {"clean": self.coordinates, "edited": self.edited_coordinates}
         return {
-            "model": self.model,
-            "prompt": self.prompt,
-            "tokens": self.strings,
-            "ids": self.tokens.tolist(),
+            "model": self.asked.name,
+            "prompt": self.asked.prompt,
+            "tokens": self.asked.strings,
+            "ids": self.asked.tokens.tolist(),
             "edits": list(self.edits),
             "heads_changed": None if self.changed is None else self.changed.table(),
-            "measured_over": self.over,
+            "measured_over": self.asked.over,
             "control": self.control,
             "shown": self.names,
             "next_token": self.following,
@@ -104,10 +99,9 @@ def view(
         layers: whose heads and residual streams, such as "0,3-5"; all by default.
         heads: drawn, such as "0.1,2.3"; by default the four that change most, without an edit the first sixteen.
         direction: a saved intervention whose first direction colours the tokens; that of the edits by default.
-        prompts: a file of prompts that the change of heads and its control are measured over; this prompt by default,
-            512 of its own for a toy.
+        prompts: a file of prompts that heads and their control are measured over; this one by default, 512 of a toy's.
         draws: of the control.
-        dtype, device: of the model.
+        dtype: of the weights; device: where they are.
         report: called with lines of progress.
 
     Raises:
@@ -122,28 +116,23 @@ def view(
     hooks = [hook for path in edits for hook in load(path, found.model, tokens=found.tokens[None])]
     space, said = _direction(direction, hooks, cfg.d_model, edits)
     changed, control, runs = _changed(found, hooks, wanted, draws, report)
-    drawn, rows = given or _default(found, wanted, changed), wanted if layers is not None else _spread(wanted)
+    drawn = given or _default(found, wanted, changed)
+    rows = wanted if layers else _spread(wanted)
     report(f"Attention of {len(drawn)} heads over {len(found.tokens)} tokens, and the residual stream")
-    names = [f"blocks.{layer}.hook_resid_post" for layer in rows]
     both: list[FwdHooks] = [[], hooks] if hooks else [[]]
-    coords = [along(found.model, found.tokens, space, names, hooks=h) for h in both] if space is not None else []
-    seen = [_patterns(found, drawn, h) for h in both]
+    seen, coords = [_patterns(found, drawn, h) for h in both], [_along(found, space, rows, h) for h in both]
     return View(
-        model=model,
-        prompt=prompt,
-        strings=found.strings,
-        tokens=found.tokens,
+        asked=found,
         edits=tuple(_words(path) for path in edits),
         changed=changed,
-        over=found.over,
         control=control,
         heads=tuple(drawn),
         patterns=seen[0],
         edited_patterns=seen[1] if hooks else None,
         direction=said,
         layers=tuple(rows),
-        coordinates=coords[0] if coords else None,
-        edited_coordinates=coords[1] if len(coords) > 1 else None,
+        coordinates=coords[0],
+        edited_coordinates=coords[1] if hooks else None,
         following=_following(found, hooks, runs),
     )
 
@@ -221,6 +210,11 @@ def _spread(layers: list[int]) -> list[int]:
     if len(layers) <= ROWS:
         return layers
     return [layers[round(i * (len(layers) - 1) / (ROWS - 1))] for i in range(ROWS)]
+
+
+def _along(found: Asked, space: Subspace | None, layers: list[int], hooks: FwdHooks) -> Float[Tensor, "layer p"] | None:
+    names = [f"blocks.{layer}.hook_resid_post" for layer in layers]
+    return None if space is None else along(found.model, found.tokens, space, names, hooks=hooks)
 
 
 def _patterns(found: Asked, heads: list[tuple[int, int]], hooks: FwdHooks) -> Float[Tensor, "head q k"]:
