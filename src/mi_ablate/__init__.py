@@ -71,6 +71,8 @@ _NAMES = {
     "read_card": "store",
     "Choice": "choosing",
     "choose": "choosing",
+    "Tuned": "tuning",
+    "tune": "tuning",
     "ArtefactError": "_files",
     "load_model": "loading",
     "Prompts": "prompts",
