@@ -58,6 +58,8 @@ ORDER = (
     ("_prompt_files",),
     ("prompts",),
     ("generation",),
+    ("_model_card",),
+    ("export",),
     ("_parts",),
     ("explained",),
     ("shown",),

@@ -81,6 +81,7 @@ _NAMES = {
     "tokenized": "prompts",
     "contrasted": "prompts",
     "generated": "generation",
+    "exported": "export",
     "Explanation": "explained",
     "explain": "explained",
     "HeadsChanged": "looking",
