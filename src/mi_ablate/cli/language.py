@@ -65,11 +65,20 @@ def ablate(
         )  # fmt: skip
     saved = found.save(out / "edit.safetensors")
     page = as_page.write(found, out / "ablate.html", command=command_line())
+    places = {"page": str(page), "edit": str(saved)}
+    if export is not None:
+        from mi_ablate.export import exported
+
+        tokens = prompts.test.prompts.tokens[:4]
+        places["folder"] = str(exported(loaded, found.hooks, model, export, card=found.card, tokens=tokens))
     if as_json:
-        typer.echo(json.dumps({**found.to_json(), "page": str(page), "edit": str(saved)}))
-    else:
-        as_page.print_summary(found)
-        typer.echo(f"\nPage: {page}\nEdit: {saved}  (mi-ablate apply {saved} --model {model})")
+        typer.echo(json.dumps({**found.to_json(), **places}))
+        return
+    as_page.print_summary(found)
+    typer.echo("")
+    for name, place in places.items():
+        typer.echo(f"{name.capitalize()}: {place}")
+    typer.echo(f"Try: mi-ablate apply {saved} --model {model}", err=True)
 
 
 def _sides(positive: Path | None, negative: Path | None, contrast: str | None) -> "tuple[Source, Source]":
