@@ -256,6 +256,8 @@ def test_what_it_shows(model, found) -> None:
     figure = choice.plot()
     assert len(figure.data[0].z) == 3
     assert len(figure.data[1].x) == sum(not row["kept"] for row in choice.table())
+    assert set(figure.data[1].text) == {"refused: induce_min"}
+    assert list(figure.layout.yaxis.ticktext) == [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
     removed = figure.data[0].z[0][1]
     row = next(row for row in choice.table() if (row["layer"], row["pos"]) == (0, -1))
     up, down = choice.clean["bypass"], choice.clean["induce"]

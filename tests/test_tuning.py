@@ -40,14 +40,21 @@ def test_the_first_trial_is_the_plain_edit_and_the_front_holds_nothing_worse(mod
     clean, plain = tuned.beside[:2]
     chosen = mi.choose(model, {START: found.subspace(*START)}, *VALID, SCORE).table()[0]
     first = tuned.trials[0]
+    tokens, labels = VALID
+    scores = SCORE(logits_with(model, tokens), None, torch.arange(24))
+    low, high = scores[~labels].mean(), scores[labels].mean()
+    after = SCORE(logits_with(model, tokens, tuned.hooks(0)), None, torch.arange(24))[labels]
+    assert float(after.mean()) == pytest.approx(chosen["bypass"], abs=1e-10)
     for row in (plain, first):
-        assert (row["bypass"], row["kl"]) == pytest.approx((chosen["bypass"], chosen["kl"]), abs=1e-10)
-    assert clean["bypass"] > plain["bypass"] + 5
+        left = float((after - low).clamp(min=0).mean() / (high - low))
+        assert (row["left"], row["kl"]) == pytest.approx((left, chosen["kl"]), abs=1e-10)
+    assert clean["left"] == pytest.approx(1)
+    assert plain["left"] < 0.1
     assert clean["kl"] == pytest.approx(0, abs=1e-12)
     assert [row["run"] for row in tuned.beside] == ["clean", "plain edit", *(f"covariance, draw {i}" for i in range(3))]
-    assert tuned.front[0]["bypass"] <= plain["bypass"]
+    assert tuned.front[0]["left"] <= plain["left"]
     best = tuned.best(kl_max=plain["kl"])
-    assert best["bypass"] <= plain["bypass"]
+    assert best["left"] <= plain["left"]
     assert best["kl"] <= plain["kl"]
 
 
@@ -55,21 +62,20 @@ def test_the_front_is_what_nothing_beats(tuned) -> None:
     numbers = {row["trial"] for row in tuned.front}
     for row in tuned.trials:
         worse = any(
-            o["bypass"] <= row["bypass"]
-            and o["kl"] <= row["kl"]
-            and (o["bypass"], o["kl"]) != (row["bypass"], row["kl"])
+            o["left"] <= row["left"] and o["kl"] <= row["kl"] and (o["left"], o["kl"]) != (row["left"], row["kl"])
             for o in tuned.trials
         )
         assert worse == (row["trial"] not in numbers)
-    assert [row["bypass"] for row in tuned.front] == sorted(row["bypass"] for row in tuned.front)
+    assert [row["left"] for row in tuned.front] == sorted(row["left"] for row in tuned.front)
     assert [row["kl"] for row in tuned.front] == sorted((row["kl"] for row in tuned.front), reverse=True)
 
 
 def test_the_hooks_of_a_trial_do_what_the_trial_did(model, tuned) -> None:
     tokens, labels = VALID
     for row in tuned.trials[-3:]:
-        logits = logits_with(model, tokens[labels], tuned.hooks(row["trial"]))
-        assert float(SCORE(logits, None, torch.arange(12)).mean()) == pytest.approx(row["bypass"], abs=1e-10)
+        edited, clean = (logits_with(model, tokens[~labels], hooks) for hooks in (tuned.hooks(row["trial"]), ()))
+        kl = mi.metrics.kl()(edited, clean, torch.arange(12)).mean()
+        assert float(kl) == pytest.approx(row["kl"], abs=1e-10)
     with pytest.raises(KeyError, match="There is no finished trial 99; there are"):
         tuned.hooks(99)
 
@@ -98,7 +104,9 @@ def test_strengths_follow_the_kernels_of_each_component_and_the_direction_its_la
 
 def test_a_model_without_mlps_and_a_single_direction() -> None:
     model = family("attention only")
-    tokens, labels = tokens_for(model, 12), torch.arange(12) % 2 == 0
+    tokens = tokens_for(model, 12)
+    scores = SCORE(logits_with(model, tokens), None, torch.arange(12))
+    labels = scores > scores.median()
     found = find.candidates(model, tokens, labels, "blocks.0.hook_resid_post")
     tuned = tune(model, found, ("blocks.0.hook_resid_post", -1), tokens, labels, SCORE, trials=2, draws=0)
     assert not any("mlp" in key or key in ("layer", "scope") for key in tuned.trials[0])
@@ -141,7 +149,7 @@ def test_a_trial_that_was_cut_off_is_not_counted(model, found, tmp_path: Path) -
     tuned = tune(*given, **options)
     assert len(tuned.trials) == 2
     assert tuned.trials[0]["sites"] == tuned.beside[1]["sites"] == len(mi.writers(model))
-    assert tuned.objectives == ("bypass", "kl", "sites")
+    assert tuned.objectives == ("left", "kl", "sites")
     with pytest.raises(
         ValueError, match=r"holds another search: its prompts and objectives differ\. Give another path"
     ):
@@ -166,7 +174,7 @@ def test_padding_and_metrics_of_ones_own() -> None:
     where = ("blocks.0.hook_resid_post", -1)
 
     def own(logits: Tensor, clean: Tensor, rows: Tensor) -> Tensor:
-        assert bool(labels[rows].all())
+        assert labels[rows].all() or not labels[rows].any()
         return SCORE(logits, clean, rows)
 
     runs = [
@@ -185,9 +193,9 @@ def test_what_it_shows(tuned) -> None:
     figure = tuned.plot()
     by_name = {trace.name: trace for trace in figure.data}
     assert len(by_name["trials"].x) == 10
-    assert list(by_name["front"].y) == [row["bypass"] for row in tuned.front]
+    assert list(by_name["front"].y) == [row["left"] for row in tuned.front]
     assert len(by_name["covariance"].x) == 3
-    assert by_name["clean"].y[0] == tuned.beside[0]["bypass"]
+    assert by_name["clean"].y[0] == tuned.beside[0]["left"]
     with pytest.raises(ValueError, match=r"No trial has a KL of at most -1; the smallest is"):
         tuned.best(kl_max=-1)
     assert all(0 <= row["embed"] <= STRONGEST for row in tuned.trials)
@@ -205,6 +213,7 @@ def test_without_optuna_it_says_what_to_install(model, found, monkeypatch) -> No
         ({"trials": 0}, ValueError, "trials=0, draws=3: at least one trial, and 0 or more draws of the control."),
         ({"start": ("blocks.7.hook_resid_post", -1)}, KeyError, "is no candidate in a block; there are"),
         ({"metric": cross_entropy(torch.zeros(24, dtype=torch.int64))}, ValueError, "is a loss, lower where the model"),
+        ({"labels": ~VALID[1]}, ValueError, "there is no behaviour to tune an edit for. Are the labels the right way"),
         ({"labels": torch.ones(24, dtype=torch.bool)}, ValueError, "All 24 labels are"),
         (
             {"found": {START: Subspace.random(16, 2)}},

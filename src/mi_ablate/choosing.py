@@ -75,15 +75,16 @@ class Choice:
         """Return the heat map of the score, site by position: 0 no edit, 1 all the way; a cross marks what a rule refused."""
         from mi_ablate.figures import heat
 
+        flow = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
         places = sorted({(row["layer"] or 0, row["site"], row["head"]) for row in self.rows}, key=str)
-        places.sort(key=lambda place: place[0])
+        places.sort(key=lambda place: (place[0], [not place[1].endswith(name) for name in flow]))
         columns = sorted({row["pos"] for row in self.rows}, key=lambda pos: (pos < 0, pos))
         values = torch.full((len(places), len(columns)), float("nan"), dtype=torch.float64)
         refused = []
         for row in self.rows:
             i, j = places.index((row["layer"] or 0, row["site"], row["head"])), columns.index(row["pos"])
             values[i, j] = float("nan") if row[self.by] is None else self._share(row)
-            refused += [] if row["kept"] else [(j, i, f"refused: {row['why']}")]
+            refused += [] if row["kept"] else [(j + 0.4, i - 0.3, f"refused: {row['why']}")]
         names = [site if head is None else f"{site} head {head}" for _, site, head in places]
         label = "share of the behaviour removed" if self.by == "bypass" else "share of the way to the other class"
         best = f"{self.best.site}, position {self.best.pos}"
@@ -94,7 +95,8 @@ class Choice:
         figure.data[0].z = [[None if g else z for z, g in zip(*line, strict=True)] for line in zip(shown, gone)]
         figure.data[0].hovertext = [["not run" if g else t for t, g in zip(*line)] for line in zip(over, gone)]
         x, y, text = zip(*refused) if refused else ((), (), ())
-        cross = {"symbol": "x-thin", "size": 16, "line": {"width": 2}}
+        cross = {"symbol": "x-thin", "size": 8, "line": {"width": 2}}
+        figure.update_yaxes(range=[len(places) - 0.5, -0.5], autorange=False)
         figure.add_scatter(x=x, y=y, text=text, mode="markers", marker=cross, hoverinfo="text", showlegend=False)
         return figure
 

@@ -7,7 +7,9 @@ to, over how many layers) and a number for the embeddings. The direction is one 
 search space of heretic, which tunes abliteration with optuna's tree-structured Parzen estimator, with the embeddings
 added; optuna (extra ``tune``) does the search here too. The objectives, all of them to be low:
 
-    bypass   mean metric of the positive prompts under the edit
+    left     share of the behaviour that is left: the mean over positive prompts of max(0, m - c-) / (c+ - c-), with m the
+             metric under the edit, c+ and c- its clean means on the two classes. Nothing is gained below c-: strengths
+             above 1 can push a log-odds ever lower, which is another behaviour rather than less of this one
     kl       mean KL(clean || edited) of the negative prompts' next token, in nats
 
 and any further function of the hooks. The first trial is the plain edit, strength 1 everywhere, so the front shows what
@@ -16,7 +18,7 @@ the tuning is worth. With a file every trial is kept as soon as it is done, and 
 
 When it misleads: the best of many trials on few prompts is better there than elsewhere, so measure the trial that you keep
 on other prompts, with `effect` and its controls; a random direction tuned for as long is the control of the tuning
-itself. A bypass may be low because the model is broken in a way that the KL of one token on the negative prompts does not
+itself. Little may be left because the model is broken in a way that the KL of one token on the negative prompts does not
 show.
 """
 
@@ -57,7 +59,7 @@ class Tuned:
 
     @property
     def front(self) -> list[dict[str, Any]]:
-        """The trials that no other trial beats in one objective without losing in another, the lowest bypass first."""
+        """The trials that no other trial beats in one objective without losing in another, the least left first."""
 
         def values(row: dict[str, Any]) -> list[float]:
             return [row[name] for name in self.objectives]
@@ -69,7 +71,7 @@ class Tuned:
         return sorted((row for row in self.trials if not beaten(row)), key=values)
 
     def best(self, kl_max: int | float = 0.1) -> dict[str, Any]:
-        """Return the trial with the lowest bypass among those with a KL of at most ``kl_max``.
+        """Return the trial with the least left among those with a KL of at most ``kl_max``.
 
         Raises:
             ValueError: no trial has so small a KL.
@@ -79,7 +81,7 @@ class Tuned:
         if not within:
             least = min(row["kl"] for row in self.trials)
             raise ValueError(f"No trial has a KL of at most {kl_max}; the smallest is {least:.3g}. Run more of them.")
-        return min(within, key=lambda row: row["bypass"])
+        return min(within, key=lambda row: row["left"])
 
     def hooks(self, trial: int) -> FwdHooks:
         """Return the edit of a trial, for `effect`, `bake_` and `save`.
@@ -100,7 +102,7 @@ class Tuned:
         return [*self.beside, *({"run": f"trial {row['trial']}", **row} for row in self.front)]
 
     def plot(self) -> Any:
-        """Return the figure of bypass against KL: all trials, the front, the plain edit and its control."""
+        """Return the figure of what is left against KL: all trials, the front, the plain edit and its control."""
         import plotly.graph_objects as go
 
         from mi_ablate.figures._style import GREY, PALETTE, finish
@@ -118,9 +120,9 @@ class Tuned:
         ]
         for name, rows, marker, mode in drawn:
             text = [f"trial {row['trial']}" if "trial" in row else row["run"] for row in rows]
-            x, y = [row["kl"] for row in rows], [row["bypass"] for row in rows]
+            x, y = [row["kl"] for row in rows], [row["left"] for row in rows]
             figure.add_scatter(x=x, y=y, text=text, name=name, mode=mode, marker=marker)
-        figure.update_layout(xaxis_title="KL on negative prompts, nats", yaxis_title="metric on positive prompts")
+        figure.update_layout(xaxis_title="KL on negative prompts, nats", yaxis_title="share of the behaviour left")
         title = f"{len(self.trials)} trials, {len(front)} of them on the front: behaviour left against collateral"
         margin = {"l": 60, "r": 15, "t": 35, "b": 60}
         return finish(figure, title, height=420, margin=margin, wide={"showlegend": True}, narrow={"showlegend": False})
@@ -208,19 +210,31 @@ def _scorers(
     model: HookedModel, tokens: Tensor, positive: Tensor, metric: Callable[..., Tensor], given: dict[str, Any]
 ) -> dict[str, Scorer]:
     """The two objectives, each with its own prompts."""
-    mask, size = given["attention_mask"], given["batch_size"]
 
-    def scorer(chosen: Tensor, what: Callable[..., Tensor]) -> Scorer:
-        part = None if mask is None else mask[chosen]
-        runs = replay(model, tokens[chosen], [], what, attention_mask=part, batch_size=size)
+    def runs_of(chosen: Tensor, what: Callable[..., Tensor]) -> Callable[[FwdHooks], Tensor]:
+        mask = None if given["attention_mask"] is None else given["attention_mask"][chosen]
+        runs = replay(model, tokens[chosen], [], what, attention_mask=mask, batch_size=given["batch_size"])
         reference = clean_logits(runs, what)
-        return lambda hooks: float(runs.score(hooks, what, reference).mean())
+        return lambda hooks: runs.score(hooks, what, reference)
 
-    index = torch.nonzero(positive).flatten()
+    behaving = runs_of(positive, _of_rows(metric, torch.nonzero(positive).flatten()))
+    low = float(runs_of(~positive, _of_rows(metric, torch.nonzero(~positive).flatten()))([]).mean())
+    gap, moved = float(behaving([]).mean()) - low, runs_of(~positive, kl())
+    if not gap > 0:
+        raise ValueError(
+            f"The clean metric is {gap + low:.3g} on the positive prompts and {low:.3g} on the negative ones: there is no "
+            "behaviour to tune an edit for. Are the labels the right way round?"
+        )
+    return {
+        "left": lambda hooks: float((behaving(hooks) - low).clamp(min=0).mean() / gap),
+        "kl": lambda hooks: float(moved(hooks).mean()),
+    }
+
+
+def _of_rows(metric: Callable[..., Tensor], index: Int[Tensor, " m"]) -> Callable[..., Tensor]:
+    """The metric of some of its prompts, numbered from 0."""
     if isinstance(metric, PositionMetric):
-        own: Any = replace(
+        return replace(
             metric, n=len(index), score=lambda x, clean, rows: metric.score(x, clean, index.to(rows.device)[rows])
         )
-    else:
-        own = lambda logits, clean, rows: metric(logits, clean, index[rows])  # noqa: E731
-    return {"bypass": scorer(positive, own), "kl": scorer(~positive, kl())}
+    return lambda logits, clean, rows: metric(logits, clean, index[rows])
