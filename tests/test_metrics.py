@@ -254,5 +254,5 @@ def test_right_and_wrong_answers_come_in_pairs(unchecked) -> None:
 
 
 def test_a_token_of_both_sets_has_no_preference() -> None:
-    with pytest.raises(ValueError, match=r"Tokens \[3\] are in both sets"):
+    with pytest.raises(ValueError, match=r"Tokens \[3\] are in both sets, tokens and against"):
         refusal_score(torch.tensor([1, 3]), against=torch.tensor([3, 4]))

@@ -50,7 +50,7 @@ def test_prompts_of_text_are_read_by_the_models_tokenizer(folder: Path, tmp_path
     hooks = Ablate(Subspace.random(16, 1)).at("blocks.0.hook_resid_post")
     path = mi.save(tmp_path / "x.safetensors", hooks, Card.of(model, "x"))
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("w3 w4 w5\n\nw6 w7\n")
+    prompts.write_text("w3 w4 w5\nw6 w7\n")
     shown = show(path, str(folder), prompts=prompts, top=1)
     [one] = shown.explanation.directions
     assert one.promotes[0][0].startswith("w")

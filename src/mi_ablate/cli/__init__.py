@@ -3,7 +3,11 @@
 Results go to stdout, progress to stderr. What a user can get wrong is one sentence and exit status 2; a traceback is ours.
 """
 
-from mi_ablate.cli import analyses, attention, edits, language, training
-from mi_ablate.cli.app import app, main
+from mi_ablate.cli import analyses as analyses
+from mi_ablate.cli import attention as attention
+from mi_ablate.cli import edits as edits
+from mi_ablate.cli import language as language
+from mi_ablate.cli import training as training
+from mi_ablate.cli.application import app, main
 
-__all__ = ["analyses", "app", "attention", "edits", "language", "main", "training"]
+__all__ = ["app", "main"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mi_ablate.cli.app import AsJson, Operation, Threads, app, command_line, say_progress, use_threads
+from mi_ablate.cli.application import AsJson, Operation, Threads, app, command_line, say_progress, use_threads
 
 
 @app.command()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mi_ablate.cli.app import AsJson, Threads, app, command_line, use_threads
+from mi_ablate.cli.application import AsJson, Threads, app, command_line, use_threads
 
 if TYPE_CHECKING:
+    from mi_ablate.abliteration import Abliteration
     from mi_ablate.prompts import Source
 
 
@@ -50,7 +51,6 @@ def ablate(
     """Find the direction that tells two sets of prompts apart, remove it, and measure that beside controls."""
     use_threads(threads)
     from mi_ablate.abliteration import abliterate, given_answers
-    from mi_ablate.abliteration import page as as_page
     from mi_ablate.loading import load_model
     from mi_ablate.prompts import contrasted
 
@@ -63,9 +63,7 @@ def ablate(
             loaded, prompts, answers=told, names=sites or ("resid_pre", "resid_post"), last=last, by=by, kl_max=kl_max,
             limit=limit, draws=draws, new_tokens=new, batch_size=batch_size, progress=progress, command=command_line(),
         )  # fmt: skip
-    saved = found.save(out / "edit.safetensors")
-    page = as_page.write(found, out / "ablate.html", command=command_line())
-    places = {"page": str(page), "edit": str(saved)}
+    places = _written(found, out)
     if export is not None:
         from mi_ablate.export import exported
 
@@ -74,11 +72,26 @@ def ablate(
     if as_json:
         typer.echo(json.dumps({**found.to_json(), **places}))
         return
-    as_page.print_summary(found)
+    _say(found, places)
+    typer.echo(f"Try: mi-ablate apply {places['edit']} --model {model}", err=True)
+
+
+def _written(found: "Abliteration", out: Path) -> dict[str, str]:
+    """The page and the edit, in the folder ``out``."""
+    from mi_ablate.abliteration import page
+
+    written = page.write(found, out / "ablate.html", command=command_line())
+    return {"page": str(written), "edit": str(found.save(out / "edit.safetensors"))}
+
+
+def _say(found: "Abliteration", places: dict[str, str]) -> None:
+    """Print the summary and where everything is."""
+    from mi_ablate.abliteration.page import print_summary
+
+    print_summary(found)
     typer.echo("")
     for name, place in places.items():
         typer.echo(f"{name.capitalize()}: {place}")
-    typer.echo(f"Try: mi-ablate apply {saved} --model {model}", err=True)
 
 
 def _sides(positive: Path | None, negative: Path | None, contrast: str | None) -> "tuple[Source, Source]":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mi_ablate.cli.app import app, command_line, use_threads
+from mi_ablate.cli.application import app, command_line, use_threads
 
 if TYPE_CHECKING:
     from mi_ablate.sweep import Plan
