@@ -60,6 +60,7 @@ ORDER = (
     ("generation",),
     ("_model_card",),
     ("export",),
+    ("applied",),
     ("_parts",),
     ("explained",),
     ("shown",),

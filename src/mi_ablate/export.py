@@ -33,6 +33,7 @@ from mi_ablate.interventions import Placed
 from mi_ablate.loading import _known
 from mi_ablate.model import attached, run
 from mi_ablate.store import Card
+from mi_ablate.toys import checkpoints
 from mi_ablate.weights import Edit, _bake_one, _refuse_constants, as_hooks
 
 _LLAMA = ("model.embed_tokens", "", "model.layers.{}.self_attn.o_proj", "model.layers.{}.mlp.down_proj")
@@ -112,7 +113,13 @@ def exported(
 def _source(source: str | Path) -> str:
     """The folder, or the name on the Hub that TransformerLens's name stands for."""
     path = Path(source).expanduser()
-    return str(path) if path.is_dir() else _known(str(source))
+    if path.is_dir():
+        return str(path)
+    if path.is_file() or str(source) in checkpoints.names():
+        raise ValueError(
+            f"{source} is a toy, which transformers has no layout for. mi_ablate.save keeps the edit itself."
+        )
+    return _known(str(source))
 
 
 def _load(source: str | Path, dtype: torch.dtype | str = "auto") -> Any:

@@ -82,7 +82,7 @@ def _grow(
     new = tokens[:, :0]
     done = torch.zeros(len(tokens), dtype=torch.bool)
     with torch.no_grad(), attached(model, hooks) as firings:
-        step = _stepper(model, len(tokens), hooks)
+        step = _stepper(model, len(tokens), hooks if count > 1 else [])
         for i in range(count):
             logits = step(tokens, mask, 1 if i else tokens.shape[1])
             if logits.isnan().any():
@@ -127,7 +127,7 @@ def _stepper(model: Any, n: int, hooks: FwdHooks) -> Callable[[Tensor, Tensor, i
         return hooked
     if hasattr(model.original_model, "config"):
         return bridge
-    for name, hook in hooks:
+    for name, hook in hooks:  # of texts of more than one pass
         if isinstance(hook, Placed) and (hook.pos is not None or hook.when != "all"):
             raise ValueError(
                 f"{hook!r} at {name} acts at some positions, and this bridge keeps no cache of what it has read. Load "

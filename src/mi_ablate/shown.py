@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mi_ablate.explained import Explanation, explain
+from mi_ablate.prompts import tokenized
 from mi_ablate.store import fingerprint, load, read_card
 
 
@@ -73,13 +74,13 @@ def show(
         path: the file.
         model: what `mi_ablate.load_model` takes; the shipped model with the file's weights by default, if there is one.
         against: other saved files, for cosines.
-        prompts: a text file with one prompt a line, for a model with a tokenizer; a shipped toy uses all of its own.
+        prompts: a file for `mi_ablate.read_prompts`; a shipped toy uses all of its own.
         top: tokens and inputs to name.
         directions: leading directions of each subspace to describe.
 
     Raises:
         ArtefactError: not such a file, or one of another architecture or other weights.
-        ValueError: prompts without a tokenizer.
+        ValueError: prompts that the model cannot read.
 
     """
     card = read_card(path)
@@ -122,16 +123,8 @@ def _model(
     loaded = load_model(name)
     if prompts is None:
         return loaded, None, None, None
-    tokenizer = getattr(loaded, "tokenizer", None)
-    if tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer, so prompts of text cannot be read; use explain(..., tokens=).")
-    lines = [line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{prompts} holds no prompt: one a line.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    batch = tokenizer(lines, padding=True, return_tensors="pt")
-    return loaded, batch["input_ids"], batch["attention_mask"], None
+    found = tokenized(loaded, prompts)
+    return loaded, found.tokens, found.attention_mask, found.decode.joined
 
 
 def _where(entry: dict[str, Any]) -> str:
