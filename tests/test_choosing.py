@@ -127,6 +127,25 @@ def test_the_scores_are_those_of_naive_passes(dtype: torch.dtype) -> None:
         assert row["cosmic"] == pytest.approx(float(first + second), abs=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["LN", None])
+def test_what_is_left_out_of_a_pass_changes_nothing(monkeypatch, norm: str | None) -> None:
+    model = tiny(n_layers=3, norm=norm)
+    tokens, labels = tokens_for(model, 10), torch.arange(10) % 2 == 0
+    found = find.candidates(model, tokens, labels, ("resid_mid", "mlp_out"), pos=-1)
+    ran = [0, 0, 0]
+    for layer in range(3):
+        model.blocks[layer].register_forward_hook(lambda *_, layer=layer: ran.__setitem__(layer, ran[layer] + 1))
+    quick = choose(model, found, tokens, labels, SCORE, kl_max=None)
+    few, ran[:] = list(ran), [0, 0, 0]
+    monkeypatch.setattr("mi_ablate._scores._same", lambda a, b: False)
+    whole = choose(model, found, tokens, labels, SCORE, kl_max=None)
+    for a, b in zip(quick.table(), whole.table(), strict=True):
+        assert a == pytest.approx(b, abs=1e-10)
+    assert few[2] - few[1] == 2  # two additions begin at each block
+    assert few[1] - few[0] == 3  # and the check that they may
+    assert ran[0] == ran[1] == ran[2]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_batches_do_not_matter_and_a_metric_of_its_own_sees_whole_logits(batch_size: int) -> None:
     model = tiny(n_layers=2)

@@ -1,7 +1,8 @@
 """The passes behind `choose`: each candidate removed and added, over batches of prompts, with sums alone kept.
 
-Only the logits where the metric reads them, and at the last real token, are computed where the model allows it (blocks
-first, then the final norm and the unembedding at these positions): a check against an ordinary pass comes first.
+What a pass cannot change is not computed again, where the model allows it: the logits at other positions than those that
+the metric and the KL read, and, for an addition, the blocks below its site, from whose clean output the pass starts. Both
+ways are checked against an ordinary pass first.
 """
 
 from collections import defaultdict
@@ -52,7 +53,10 @@ class Passes:
     tallies: dict[tuple[str, int | None], Tally] = field(default_factory=lambda: defaultdict(Tally))
     done: int = 0
     total: int = 0
-    _short: bool | None = None
+    _short: bool = False
+    _below: dict[int, Float[Tensor, "b p d"]] = field(default_factory=dict)
+    """The clean stream of the current batch before each block that an addition starts from."""
+    _clean: Float[Tensor, "layers d"] | int = 0
 
     def measure(self, positive: Tensor, removals: list[FwdHooks], additions: list[FwdHooks | None]) -> None:
         """Fill ``tallies``: (what, candidate) for "positive" and "negative" (clean, candidate None), "bypass", "kl", "induce".
@@ -68,13 +72,16 @@ class Passes:
         self.total = len(up) * (1 + len(removals)) + len(down) * (1 + len(removals) + added)
         every = [hook for edit in [*removals, *additions] if edit is not None for hook in edit]
         self._short = self._readable(up[0], every)
+        starts = tuple(sorted({layer for edit in additions if edit and (layer := layer_of(edit[0][0]))}))
         for rows in up:
             clean = self._add(("positive", None), rows, [])
             for i, hooks in enumerate(removals):
                 self._add(("bypass", i), rows, hooks, clean)
         for rows in down:
-            clean = self._add(("negative", None), rows, [])
+            clean = self._add(("negative", None), rows, [], keep=starts if self._short else ())
             self.tallies[("negative", None)].floor += noise_floor(clean[1][:, None]) * len(rows)
+            if rows is down[0] and self._below and not self._resumable(rows, clean[1]):
+                starts, self._below = (), {}
             for i, hooks in enumerate(removals):
                 self._add(("kl", i), rows, hooks, clean)
             for i, addition in enumerate(additions):
@@ -82,10 +89,17 @@ class Passes:
                     self._add(("induce", i), rows, addition, clean)
 
     def _add(
-        self, key: tuple[str, int | None], rows: Tensor, hooks: FwdHooks, clean: tuple[Tensor, Tensor] | None = None
+        self,
+        key: tuple[str, int | None],
+        rows: Tensor,
+        hooks: FwdHooks,
+        clean: tuple[Tensor, Tensor] | None = None,
+        keep: tuple[int, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """Run one batch, add its sums to the tally, and return the logits where the metric and the KL read them."""
-        tally, (logits, last, acts) = self.tallies[key], self._run(rows, hooks, reads=key[0] != "kl")
+        start = (layer_of(hooks[0][0]) or 0) if key[0] == "induce" else 0
+        start = start if start in self._below else 0
+        tally, (logits, last, acts) = self.tallies[key], self._run(rows, hooks, key[0] != "kl", start, keep)
         tally.n += len(rows)
         if key[0] == "kl":
             before = (clean or (logits, last))[1]
@@ -109,22 +123,32 @@ class Passes:
             self.progress(self.done, self.total)
         return logits, last
 
-    def _run(self, rows: Tensor, hooks: FwdHooks, reads: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits ``[b p v]`` as the metric reads them, those of the last token ``[b v]``, the sums ``[layers d]``."""
-        part, mask = self.tokens[rows], None if self.mask is None else self.mask[rows]
-        sites = [f"blocks.{layer}.hook_resid_post" for layer in range(self.model.cfg.n_layers)] if reads else []
-        readers = [Reader(name, -1) for name in sites]
-        reads_there: FwdHooks = [(reader.name, reader) for reader in readers]  # type: ignore[misc]
-        stop = self.model.cfg.n_layers if self._short else None
-        with torch.no_grad(), attached(self.model, rows_of(hooks, rows) + reads_there):
-            out = run(self.model, part, mask, stop_at_layer=stop)
+    def _run(
+        self, rows: Tensor, hooks: FwdHooks, reads: bool, start: int = 0, keep: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits ``[b p v]`` as the metric reads them, those of the last token ``[b v]``, the sums ``[layers d]``.
+
+        The pass begins at block ``start``; the streams before the blocks ``keep`` are kept for passes that begin there.
+        """
+        n, mask = self.model.cfg.n_layers, None if self.mask is None else self.mask[rows]
+        readers = [Reader(f"blocks.{layer}.hook_resid_post", -1) for layer in (range(start, n) if reads else ())]
+        keepers = {layer: Reader(f"blocks.{layer}.hook_resid_pre", None) for layer in keep}
+        there: FwdHooks = [(reader.name, reader) for reader in (*readers, *keepers.values())]  # type: ignore[misc]
+        given = {"start_at_layer": start or None, "stop_at_layer": n if self._short else None}
+        with torch.no_grad(), attached(self.model, rows_of(hooks, rows) + there):
+            out = run(self.model, self._below[start] if start else self.tokens[rows], mask, **given)
         acts = torch.stack([reader.value for reader in readers], 1).to("cpu", torch.float64).sum(0) if reads else None
+        if keep:
+            self._below, self._clean = {layer: reader.value for layer, reader in keepers.items()}, acts  # type: ignore[assignment]
+        if start and acts is not None:
+            acts = torch.cat([self._clean[:start], acts])  # type: ignore[index]
         if self._short:
-            logits, last = self._unembedded(out, mask)
-        else:
-            last = _at(out, -1, mask)
-            logits = out if self.metric is None else _read(out, mask, self.metric)
-        return logits, last, acts
+            return (*self._unembedded(out, mask), acts)
+        return out if self.metric is None else _read(out, mask, self.metric), _at(out, -1, mask), acts
+
+    def _resumable(self, rows: Tensor, clean: Float[Tensor, "b v"]) -> bool:
+        """Whether a pass that begins at a block ends as the whole one did."""
+        return _same(self._run(rows, [], reads=False, start=min(self._below))[1], clean)
 
     def _unembedded(self, stream: Float[Tensor, "b p d"], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The logits at the metric's position, wherever it will look, and at the last real token."""

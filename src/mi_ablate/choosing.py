@@ -33,6 +33,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mi_ablate._judging import Listed, Named, Rules, addition, clean_scores, empty_row, listed, removal, row_of
+from mi_ablate._names import checked
 from mi_ablate._scores import Passes
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.find import Candidates
@@ -182,8 +183,9 @@ def _best(
     subspaces, by, n = among.subspaces, rules.by, len(passes.tokens)
     edits = {key: removal(passes.model, key, s, edit) for key, s in subspaces.items()}
     adds = [addition(key, s, rules.needs_addition) for key, s in subspaces.items()]
-    for hooks in edits.values():
-        check_rows(hooks, n)
+    points = passes.model.hook_dict
+    for hooks in (*edits.values(), *filter(None, adds)):
+        check_rows([(checked(passes.model, name, points), hook) for name, hook in hooks], n)
     passes.measure(positive, list(edits.values()), adds)
     clean, layers = clean_scores(passes.tallies, passes.metric is not None)
     rows = [row_of(key, among.r2.get(key), passes.tallies, i, clean, layers) for i, key in enumerate(subspaces)]
