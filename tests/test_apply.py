@@ -179,6 +179,8 @@ def test_values_of_single_prompts_come_with_theirs(folder: Path, tmp_path: Path)
 
 def test_nothing_to_generate_from(folder: Path, tmp_path: Path) -> None:
     file = save(tmp_path / "edit.safetensors", folder)
+    with pytest.raises(ValueError, match=r"The file of prompts '.*nowhere.txt' is not there"):
+        apply(file, "gpt3, which is not looked for", tmp_path / "nowhere.txt")
     for prompts in (None, []):
         with pytest.raises(ValueError, match="There is nothing to generate from: give --prompt TEXT"):
             apply(file, str(folder), prompts)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mi_ablate._model_card import edits
-from mi_ablate._prompt_files import Words
+from mi_ablate._prompt_files import Words, read_prompts
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.export import exported
 from mi_ablate.generation import generated
@@ -161,6 +161,8 @@ def _read(
     """The model and the prompts as it reads them; a toy has its own."""
     from mi_ablate import toys
 
+    if isinstance(prompts, Path):
+        read_prompts(prompts)  # what is wrong with a file is said before the model is loaded
     loaded = load_model(model, dtype=dtype, device=device)
     if model in toys.names() or Path(model).is_file():
         if prompts is not None:
@@ -213,7 +215,7 @@ def _change(model: HookedModel, prompts: Prompts, hooks: FwdHooks) -> Change | N
                 edited = run(model, tokens, real)[:, -1:]
         kls += score(edited, clean, rows).tolist()
         floor += len(rows) * noise_floor(clean, dtype=model.cfg.dtype) / len(prompts)
-        logit = max(logit, float((edited.double() - clean.double()).abs().max()))
+        logit = max(logit, float((edited.cpu().double() - clean.cpu().double()).abs().max()))
         of = max(of, float(clean.abs().max()))
     return Change(sum(kls) / len(kls), max(kls), floor, logit, of)
 

@@ -195,7 +195,7 @@ def _logits(plain: Any, tokens: Tensor) -> Tensor:
 
 def _hooked(model: HookedModel, tokens: Tensor, hooks: FwdHooks) -> Tensor:
     with torch.no_grad(), attached(model, hooks):
-        return run(model, tokens).double().cpu()
+        return run(model, tokens).cpu().double()
 
 
 def _compare(found: Tensor, reference: Tensor, rounding: float, wrong: Callable[[float], Exception]) -> float:
@@ -210,7 +210,8 @@ def _compare(found: Tensor, reference: Tensor, rounding: float, wrong: Callable[
 def _other_model(source: str) -> Callable[[float], Exception]:
     return lambda error: ValueError(
         f"Before any edit the model's logits differ from those of {source} by {error:.1e} of the largest: it was processed "
-        "(load_model(source) with process=False), or it is another model or revision."
+        "(load_model(source) with process=False), its dtype is too coarse to tell (load it in float32), or it is another "
+        "model or revision."
     )
 
 

@@ -223,7 +223,8 @@ def _named(name: str, dtype: torch.dtype, device: Any, revision: str | None, pro
         unlisted = "" if name in aliases else f" TransformerLens does not list it. {nearest(name, aliases)}"
         raise OSError(
             f"The files of {name!r} are neither in the local Hugging Face cache nor to be had from the Hub "
-            f"({said}).{unlisted} A local folder needs no network: load_model('path/to/folder')."
+            f"({said}).{unlisted} Where there is a network, `hf download {name} --local-dir FOLDER` fetches them (config.json, "
+            "the weights, the tokenizer's files); the path of that folder in place of the name needs none."
         ) from error
 
 
