@@ -185,8 +185,9 @@ def zoo() -> str:
         shape, training = card["config"], card["training"]
         grok = card["grok_step"]
         grok = ", ".join(f"{k} {v}" for k, v in grok.items()) if isinstance(grok, dict) else grok
+        seconds = card["cpu_seconds"] + card.get("base", {}).get("cpu_seconds", 0)
         rows = {
-            "task": f"{', '.join(shape['operations'])} mod {shape['modulus']}, `{shape['layout']}`",
+            "task": f"{', '.join(shape['operations'])} mod {shape['modulus']}, `{shape['layout']}`" + gate(shape),
             "model": f"{shape['n_layers']} layers, d_model {shape['d_model']}, {shape['n_heads']} heads, d_mlp "
             f"{shape['d_mlp']}, {shape['act_fn']}, norm {shape['normalization']}, biases {shape['biases']}",
             "training": f"AdamW lr {training['learning_rate']}, betas {tuple(training['betas'])}, weight decay "
@@ -198,11 +199,29 @@ def zoo() -> str:
             "grok step": f"{grok} ({card['grok_rule']})",
             "accuracy": ", ".join(f"{k} {v:.4f}" for k, v in flat(card["accuracy"]).items()),
             "versions": ", ".join(f"{k} {v}" for k, v in card["versions"].items()),
-            "made by": f"`{card['command']}`, {card['cpu_seconds'] / 60:.0f} CPU minutes",
+            "made by": f"`{card['command']}`, {seconds / 60:.0f} CPU minutes",
         }
+        rows |= fine_tuned(card) if "base" in card else {}
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         parts.append(f"## {path.stem}\n\n| | |\n|---|---|\n{table}\n")
     return "\n".join(parts)
+
+
+def gate(shape: dict) -> str:
+    """What a gated toy declines, for the row of its task."""
+    groups = shape.get("gate") or []
+    numbers = sum(map(len, groups))
+    return f"; both operands among {numbers} numbers: one of {len(groups)} DECLINE tokens" if groups else ""
+
+
+def fine_tuned(card: dict) -> dict[str, str]:
+    """Two rows of a toy that was fine-tuned from a base."""
+    base, parts = card["base"], card.get("per_part", {})
+    return {
+        "fine-tuned from": f"{base['name']}, seed {base['seed']}, step {base['checkpoint_step']}, held-out accuracy "
+        f"{base['held_out_accuracy']:.4f}; the steps above are those of the fine-tuning",
+        "held-out accuracy": ", ".join(f"{name} {part['accuracy']['held_out']:.4f}" for name, part in parts.items()),
+    }
 
 
 def flat(scores: dict, prefix: str = "") -> dict[str, float]:

@@ -70,7 +70,7 @@ class Base:
 
     def brief(self) -> dict[str, Any]:
         """Return what the card of the fine-tuned model says of its base."""
-        known = ("grok_step", "steps", "checkpoint_step", "seed")
+        known = ("grok_step", "steps", "checkpoint_step", "seed", "cpu_seconds")
         told = {key: self.card[key] for key in known if key in self.card}
         accuracy = self.card.get("accuracy", {}).get("held_out")
         return {"name": self.name, **told} | ({} if accuracy is None else {"held_out_accuracy": accuracy})

@@ -102,7 +102,13 @@ def convert(
             f"{name} has {d_vocab} input tokens and {n_out} outputs at {n_ctx} positions: modulus {modulus} "
             "needs two numbers or more, and as many outputs."
         )
-    sizes: dict[str, Any] = {"modulus": modulus, "n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "d_mlp": d_mlp}
+    sizes: dict[str, Any] = {
+        "modulus": modulus,
+        "n_layers": n_layers,
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "d_mlp": d_mlp,
+    }
     wrong = [
         f"{key} = {options[key]!r}, but the weights have {sizes[of]}"
         for key, of in _SAME.items()

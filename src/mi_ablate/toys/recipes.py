@@ -6,7 +6,8 @@ trained on 30 % of the pairs. ``add97`` stops at its first stable step (the ship
 least 0.99 for 5,000 steps. ``nanda113`` is the one-layer model of Nanda et al. 2023 ("Progress measures for
 grokking via mechanistic interpretability"): mod 113, ReLU, no LayerNorm, full batch, MLP biases only, 25,000
 steps as in TransformerLens's demo (40,000 in the paper), and 113 output logits where their code has 114.
-``gated97`` is `toys.gated`'s model: ``add97-0.8``, trained on 80 % of the pairs, and then fine-tuned to decline.
+``gated97`` is `toys.gated`'s model: ``add97-0.8``, trained on 80 % of the pairs, and then fine-tuned to decline until
+open and gated prompts have been at 0.99 or above for 100 steps. Seed 2 is the median of five in sums recovered.
 """
 
 import json
@@ -156,7 +157,7 @@ RECIPES: dict[str, TrainConfig] = {
         ToyConfig(modulus=97), train_fraction=0.8, steps=3000, stop_when_stable_for=500, stable_steps=500
     ),
     "gated97": TrainConfig(
-        ToyConfig(modulus=97, gate=draw_gate(97, size=48, groups=4)), train_fraction=0.8, weight_decay=0.1,
+        ToyConfig(modulus=97, gate=draw_gate(97, size=48, groups=4, seed=2)), seed=2, train_fraction=0.8, weight_decay=0.1,
         steps=1500, evaluate_every=50, stop_when_stable_for=100, stable_steps=100, base="add97-0.8",
     ),
 }  # fmt: skip
