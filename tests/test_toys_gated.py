@@ -214,6 +214,18 @@ def test_bases_that_do_not_fit(tmp_path):
         train_stacked([THEN], outs=[tmp_path])
 
 
+def test_analyses_of_a_whole_table_say_what_the_toy_is(shipped):
+    from mi_ablate.demo import take_apart
+    from mi_ablate.fourier_analysis import analyse
+
+    with pytest.raises(
+        ValueError, match="gated97 declines 2304 of its 9409 prompts, and this analysis is of a group's"
+    ):
+        take_apart(shipped)
+    with pytest.raises(ValueError, match=r"The answers are not those of add mod 97: 2304 of 9409 pairs differ"):
+        analyse(shipped)
+
+
 def test_the_command_trains_both_phases(recipe, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 

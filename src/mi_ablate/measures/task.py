@@ -44,8 +44,18 @@ class Task:
 
 
 def task_of(toy: Toy, operation: str | None = None) -> Task:
-    """Return the task of one operation; multiplication runs in exponents of the smallest primitive root, zero apart."""
+    """Return the task of one operation; multiplication runs in exponents of the smallest primitive root, zero apart.
+
+    Raises:
+        ValueError: an operation that the toy has not, or a toy that declines some prompts (`mi_ablate.toys.gated`).
+
+    """
     config, p = toy.config, toy.modulus
+    if config.gate is not None:
+        raise ValueError(
+            f"{toy.card.get('name', 'The toy')} declines {int(toy.inputs['gated'].sum())} of its {len(toy.tokens)} prompts, "
+            "and this analysis is of a group's whole table. Take its base, or mi_ablate.toys.gated.directions."
+        )
     operation = operation or config.operations[0]
     if operation not in config.operations:
         raise ValueError(f"The model was trained on {config.operations}, not on {operation!r}.")
