@@ -270,7 +270,7 @@ def test_the_model_card_names_edit_effect_control_and_collateral(tmp_path: Path)
         "mood",
         description="Two words.",
         claim=CLAIM,
-        fit={"candidates": 12},
+        fit={"candidates": 12, "none": None, "rule": {"kl": {"a": 0.1, "b": "x", "c": None}, "both": [], "n": [1, 2]}},
         seeds={"split": 3},
         command="mi-ablate ablate",
     )
@@ -280,7 +280,8 @@ def test_the_model_card_names_edit_effect_control_and_collateral(tmp_path: Path)
     said = (out / "README.md").read_text()
     for part in (
         'base_model: "base"', "# base, edited: mood", "Two words.", "difference of means", "blocks.1.hook\\_resid\\_pre",
-        "embedding, 0-1", "candidates 12", "split 3", "preference of two answers:", "| covariance | 3 | 2.5 | 3.5 | 5 | 0.5 |",
+        "embedding, 0-1", "- candidates: 12", "- split: 3", "- rule: kl (a 0.1, b x), n (1, 2)",
+        "preference of two answers:", "| covariance | 3 | 2.5 | 3.5 | 5 | 0.5 |",
         "## Collateral", "kl:", "rounding of the logits", "of the largest logit", "transformers", "Made by: mi-ablate ablate",
         "fine-tuning may bring it back",
     ):  # fmt: skip
@@ -307,6 +308,9 @@ def test_a_card_that_says_nothing_is_said_to_say_nothing() -> None:
     assert "No control was recorded" in alone
     assert "None was recorded: what else the edit changes is not known" in alone
     assert table([]) == table([3]) == []
+    wrong = dict.fromkeys(("title", "description", "fit", "claim", "seeds", "command", "versions"), 3)
+    for card in (wrong, {"claim": {"rows": 3, "collateral": 3}}, {"claim": {"rows": [3], "collateral": {"k": [3]}}}):
+        assert "Checked." in model_card("x", hooks, card, "Checked.", {}), "whatever a card holds"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +323,8 @@ def test_a_card_that_says_nothing_is_said_to_say_nothing() -> None:
         "\x1b[2J`x`",
         "x" * 10**6,
         {"a": ["b"] * 99},
+        {"a": {"a": {"a": {"a": {"a": "b"}}}}},
+        [1, [2, [3, [4, [5]]]]],
     ],
 )
 def test_hostile_cards_are_plain_text(hostile: Any) -> None:

@@ -55,8 +55,14 @@ def model_card(
         "",
     ]
     for name, heading in (("fit", "How the direction was found and chosen"), ("seeds", "Seeds")):
-        if said.get(name):
-            lines += [f"{heading}: {text(said[name])}.", ""]
+        given = said.get(name)
+        if isinstance(given, Mapping) and given:
+            lines += [
+                f"{heading}:",
+                "",
+                *(f"- {text(k)}: {text(v)}" for k, v in list(given.items())[:40] if _says(v)),
+                "",
+            ]
     claim = said.get("claim")
     lines += _measured(claim if isinstance(claim, Mapping) else {})
     lines += [
@@ -65,7 +71,7 @@ def model_card(
         "- The numbers hold for the prompts and the protocol named above. A behaviour that resists or yields to linear "
         "removal there may do otherwise elsewhere, and fine-tuning may bring it back.",
         f"- {checked}",
-        f"- Versions: {text({**versions, **{f'{k} (edit)': v for k, v in dict(said.get('versions') or {}).items()}})}.",
+        f"- Versions: {text(versions)}; of the edit: {text(said.get('versions'))}.",
     ]
     lines += [f"- Made by: {text(said['command'])}"] if said.get("command") else []
     return "\n".join(lines) + "\n"
@@ -110,14 +116,25 @@ def text(value: Any, depth: int = 3) -> str:
     if isinstance(value, (Mapping, list, tuple)) and not depth:
         return "..."
     if isinstance(value, Mapping):
-        pairs = [f"{text(key)} {text(one, depth - 1)}" for key, one in list(value.items())[:20]]
-        return ", ".join(pairs + ["..."] * (len(value) > 20))
+        told = [(key, one) for key, one in value.items() if _says(one)]
+        pairs = [f"{text(key)} {_inside(one, depth - 1)}" for key, one in told[:20]]
+        return ", ".join(pairs + ["..."] * (len(told) > 20))
     if isinstance(value, (list, tuple)):
-        return ", ".join([text(one, depth - 1) for one in value[:20]] + ["..."] * (len(value) > 20))
+        return ", ".join([_inside(one, depth - 1) for one in value[:20]] + ["..."] * (len(value) > 20))
     if isinstance(value, float):
         return f"{value:.4g}"
     plain = " ".join("".join(c if c.isprintable() else " " for c in str(value)[:_LONGEST]).split())
     return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False))
+
+
+def _inside(value: Any, depth: int) -> str:
+    """Text of a value in a list, in brackets where it is several itself."""
+    several = isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and len(value) > 1)
+    return f"({text(value, depth)})" if several else text(value, depth)
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value not in ("", [], {})
 
 
 def table(rows: Sequence[Any]) -> list[str]:
@@ -137,7 +154,7 @@ def table(rows: Sequence[Any]) -> list[str]:
 
 def _measured(claim: Mapping[str, Any]) -> list[str]:
     """Effect and collateral, or that none was recorded."""
-    rows = claim.get("rows") or []
+    rows = claim.get("rows") if isinstance(claim.get("rows"), list) else []
     lines = ["## Measured effect", ""]
     if not rows:
         return [*lines, "None was recorded with this edit: measure it before you rely on it.", ""]
