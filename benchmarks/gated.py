@@ -261,48 +261,55 @@ def one(variant: str, seed: int, runs: Path) -> dict[str, object]:
     return {"variant": variant, "seed": seed, "trained": trained, **line, "seconds": round(time.time() - start)}
 
 
-def spread(values) -> str:
-    known = [v for v in values if v is not None]
-    if not known or len(known) < len(values):
-        return f"{len(values) - len(known)} of {len(values)} never" + (
-            f", else {min(known)}-{max(known)}" if known else ""
-        )
-    middle, low, high = statistics.median(known), min(known), max(known)
-    return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+def spread(values: list[float | None]) -> str:
+    """Median [range]; what was never reached counts as more than any value."""
+    known = [float("inf") if v is None else v for v in values]
+    middle, low, high = (f"{x:.3g}".replace("inf", "never") for x in (statistics.median(known), min(known), max(known)))
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def table() -> None:
-    """Print median [range over seeds] of the newest line of every variant and seed."""
+    """Print median [range over seeds] of the newest line of every variant and seed, as markdown."""
     lines = [json.loads(line) for line in (RESULTS / "gated.jsonl").read_text().splitlines()]
     newest = {(row["variant"], row["seed"]): row for row in lines}
-    for variant in VARIANTS:
-        rows = [row for (name, _), row in newest.items() if name == variant]
-        if not rows:
-            continue
-        print(f"\n{variant}: {len(rows)} seeds, sites {[row['site'] for row in rows]}")
-        for ablation in ("zero", "mean"):
-            first = {t: [below(row, ablation, t) for row in rows] for t in (0.5, 0.05)}
-            print(f"  {ablation}: k to declines <= 0.5: {spread(first[0.5])}; <= 0.05: {spread(first[0.05])}")
-            for k in (0, 1, 2, 3, 4, 5, 6, 8):
-                cells = []
-                for what in ("declines", "recovered", "kept"):
-                    own = spread([row["curves"][ablation]["directions"][k][what] for row in rows])
-                    draws = [
-                        [row["curves"][ablation][f"covariance {i}"][k][what] for i in range(DRAWS)] for row in rows
-                    ]
-                    pca = spread([row["curves"][ablation]["pca"][k][what] for row in rows])
-                    cells.append(f"{what} {own} (cov. {spread([statistics.mean(d) for d in draws])}, PCA {pca})")
-                share = spread([row["variance"]["directions"][k] for row in rows])
-                print(f"    k={k}: {'; '.join(cells)}; variance {share}")
-        if "relearning" in rows[0]:
-            for arm in rows[0]["relearning"]["steps_to_0.95"]:
-                back = [row["relearning"]["steps_to_0.95"][arm] for row in rows]
-                print(
-                    f"  relearning, {arm}: steps {spread(back)}; at 0 {[row['relearning']['declines'][arm][0] for row in rows]}"
+    groups = {name: [row for (variant, _), row in newest.items() if variant == name] for name in VARIANTS}
+    for ablation in ("zero", "mean"):
+        print(f"\n{ablation}-ablation\n")
+        print(
+            "| variant | seeds | k: declines <= 0.5 | k: <= 0.05 | k | declines | sums recovered | open kept | variance |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for name, rows in groups.items():
+            for k in KS if rows else ():
+                first = (
+                    [spread([below(row, ablation, tau) for row in rows]) for tau in (0.5, 0.05)] if k == 0 else ["", ""]
                 )
+                named = [name, len(rows)] if k == 0 else ["", ""]
+                print("| " + " | ".join(map(str, [*named, *first, k, *cells(rows, ablation, k)])) + " |")
+    for name, rows in groups.items():
+        for arm in rows[0]["relearning"]["steps_to_0.95"] if rows and "relearning" in rows[0] else ():
+            back = spread([row["relearning"]["steps_to_0.95"][arm] for row in rows])
+            at_0 = spread([row["relearning"]["declines"][arm][0] for row in rows])
+            print(f"\nrelearning of {name}, {arm}: declines {at_0} at first, >= 0.95 after {back} steps")
 
 
-def below(row, ablation: str, tau: float) -> int | None:
+def cells(rows: list[dict], ablation: str, k: int) -> list[str]:
+    """Declines, sums recovered, open prompts kept and variance at k, each with the controls: mean of the draws, PCA."""
+    found = []
+    for what in ("declines", "recovered", "kept"):
+        at = [{run: curve[k][what] for run, curve in row["curves"][ablation].items()} for row in rows]
+        drawn_at = spread([statistics.mean(x for run, x in one.items() if run.startswith("cov")) for one in at])
+        found.append(f"{spread([x['directions'] for x in at])} (cov. {drawn_at}, PCA {spread([x['pca'] for x in at])})")
+    share = [{run: values[k] for run, values in row["variance"].items()} for row in rows]
+    drawn_share = spread([statistics.mean(x for run, x in one.items() if run.startswith("cov")) for one in share])
+    return [
+        *found,
+        f"{spread([x['directions'] for x in share])} (cov. {drawn_share}, PCA {spread([x['pca'] for x in share])})",
+    ]
+
+
+def below(row: dict, ablation: str, tau: float) -> int | None:
+    """The first k with at most this rate of declines, on held-out prompts."""
     values = [point["declines"] for point in row["curves"][ablation]["directions"]]
     return next((k for k, value in enumerate(values) if value <= tau), None)
 
