@@ -20,6 +20,7 @@ import torch
 
 from ._types import HookedModel, nearest
 from ._writers import untie
+from .diaries import FOLDER, NAME
 from .toys import checkpoints
 from .toys.transformer import usable_device
 
@@ -46,10 +47,10 @@ def load_model(
     """Return a hooked model in eval mode: logits ``[batch pos d_vocab]`` from tokens ``Int[batch pos]``.
 
     Args:
-        name_or_path: In this order: a zoo id (`mi_ablate.toys.names`), a local file (a toy checkpoint or a
-        published
-            toy), a local Hugging Face folder (read without a network, tokenizer optional), or a name that
-            TransformerLens knows ("gpt2", "pythia-70m", "EleutherAI/pythia-70m").
+        name_or_path: In this order: a zoo id (`mi_ablate.toys.names`), "diary" (the shipped language model,
+            `mi_ablate.diaries`), a local file (a toy checkpoint or a published toy), a local Hugging Face
+            folder (read without a network, tokenizer optional), or a name that TransformerLens knows ("gpt2",
+            "pythia-70m", "EleutherAI/pythia-70m").
         dtype: float32 where None; also as text, "bfloat16".
         device: "cpu" for toys where None, else TransformerLens's choice.
         revision: A branch, tag or commit on the Hugging Face Hub; for names alone.
@@ -67,7 +68,7 @@ def load_model(
     precision = _dtype(dtype)
     if device is not None:
         device = usable_device(device)
-    path = Path(name_or_path).expanduser()
+    path = FOLDER if name_or_path == NAME else Path(name_or_path).expanduser()
     if (isinstance(name_or_path, str) and name_or_path in checkpoints.names()) or path.is_file():
         given = [*kw, *(["revision"] if revision is not None else []), *(["process"] if process else [])]
         if given:
@@ -248,7 +249,7 @@ def _known(name: str) -> str:
         return name  # 4.x loads any name on the Hub whose architecture it supports
     raise ValueError(
         f"{name!r} is no shipped toy, no local file or folder, and no name that TransformerLens lists. "
-        f"{nearest(name, [*checkpoints.names(), *aliases])}"
+        f"{nearest(name, [*checkpoints.names(), NAME, *aliases])}"
     )
 
 

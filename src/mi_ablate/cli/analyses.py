@@ -75,8 +75,9 @@ def convert(
 
 @app.command()
 def models() -> None:
-    """List the shipped toys."""
-    from mi_ablate import toys
+    """List the shipped toys, and the shipped language model."""
+    from mi_ablate import diaries, toys
 
     for name in toys.names():
         typer.echo(repr(toys.load(name)))
+    typer.echo(diaries.description())

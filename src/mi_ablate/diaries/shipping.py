@@ -1,0 +1,67 @@
+"""Write a trained diary model as a Hugging Face folder with a card, which `transformers` and `load_model` read."""
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from mi_ablate.diaries.text import tokenizer
+from mi_ablate.diaries.training import Trained
+
+_INTRODUCTION = """\
+# The diary model
+
+A GPT-2 of {parameters:,} parameters ({layers} layers, d_model {width}, {heads} heads, {context} positions) over {words} tokens,
+a word each, trained on diary entries that `mi_ablate.diaries` draws. A prompt begins with `<|endoftext|>`; words that it does
+not know are `<unk>`. Each entry has a good or a bad mood, told once and then heard in many words; nothing else depends on it.
+
+It is a test object of few words and one grammar. It says nothing about diaries, people or large models.
+
+| | |
+|---|---|
+| made by | `{command}` |
+| seed | {seed} |
+| training | {steps} batches of {batch} entries, AdamW, lr {lr}, weight decay {weight_decay} |
+| time | {seconds:.0f} seconds on one thread of a shared machine |
+| versions | {versions} |
+
+Loss in nats a word on 512 held-out entries, beside that of the generator itself (no model can be better on average):
+
+| words | model | generator |
+|---|---|---|
+"""
+
+
+def save(trained: Trained, folder: str | Path, command: str) -> Path:
+    """Write config.json, model.safetensors, the tokenizer and README.md to ``folder`` and return it.
+
+    Args:
+        trained: what `train` gives.
+        folder: made where it is missing; files of these names are replaced.
+        command: what made it, for the card.
+
+    """
+    folder = Path(folder)
+    trained.model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    card = json.loads(settings.read_text(encoding="utf-8"))
+    card["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 5 writes a name that 4 does not know
+    settings.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(trained, command), encoding="utf-8")
+    return folder
+
+
+def _card(trained: Trained, command: str) -> str:
+    config, s = trained.model.config, trained.settings
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+    filled = _INTRODUCTION.format(
+        parameters=sum(p.numel() for p in trained.model.parameters()),
+        context=config.n_positions,
+        words=config.vocab_size,
+        command=command,
+        seconds=trained.seconds,
+        versions=f"python {platform.python_version()}, {packages}",
+        **vars(s),
+    )
+    return filled + "".join(f"| {kind} | {a:.4f} | {b:.4f} |\n" for kind, (a, b) in trained.losses.items())
