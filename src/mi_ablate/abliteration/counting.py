@@ -42,7 +42,7 @@ def cost(contrast: Contrast, tried: int, ks: Sequence[int], draws: int, answers:
         contrast: the prompts.
         tried: candidates.
         ks: points of the curve.
-        draws: of the covariance-drawn control; the principal component is one more.
+        draws: of each of the two drawn controls; the principal component is one more.
         answers: whether they have to be found.
 
     """
@@ -53,6 +53,6 @@ def cost(contrast: Contrast, tried: int, ks: Sequence[int], draws: int, answers:
         "candidates": len(find.prompts),
         "choice": len(check.prompts) + tried * (len(check.positives) + 2 * len(check.negatives)),
         "directions": len(find.prompts),
-        "effects": (3 + draws) * plus + (4 + 2 * draws) * minus,
-        "curve": (len(ks) * (2 + draws) + 2) * plus if ks else 0,
+        "effects": (3 + 2 * draws) * plus + (4 + 4 * draws) * minus,
+        "curve": (len(ks) * (2 + 2 * draws) + 2) * plus if ks else 0,
     }

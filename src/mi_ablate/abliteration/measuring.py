@@ -33,20 +33,27 @@ class Measuring:
     model: HookedModel
     answers: Answers
     moments: Moments
-    """Of the stream where the direction was found."""
+    """Of the stream where the direction was found, both kinds of prompts together."""
+    within: Moments
+    """The same about the mean of each kind: how activations vary apart from the contrast."""
     draws: int
     batch_size: int | None
     count: Count
 
     @property
     def controls(self) -> dict[str, controls.Control]:
-        """One direction for all writers, as the treatment is: drawn from the covariance, or the top principal component."""
-        return {kind: controls.from_moments(kind, self.moments) for kind in ("covariance", "pca")}
+        """One direction for all writers, as the treatment is.
+
+        "within" is drawn from the covariance within the kinds: as large as activations are, and blind to the contrast.
+        "covariance" and "pca" see both kinds together: where the contrast is what varies most, they are about it too.
+        """
+        found = {kind: controls.from_moments(kind, self.moments) for kind in ("covariance", "pca")}
+        return {"within": controls.from_moments("covariance", self.within), **found}
 
     def effects(self, test: Part, choice: Choice) -> dict[tuple[str, str], Effect]:
         """Return every metric on both kinds of test prompts, under the removal and, on negative ones, the addition."""
         removal = self._runs(choice.hooks, "")
-        added = self._runs(Add(choice.subspace.vector).at(choice.best.site), ADDED, kinds=("covariance",))
+        added = self._runs(Add(choice.subspace.vector).at(choice.best.site), ADDED, kinds=("within", "covariance"))
         found: dict[tuple[str, str], Effect] = {}
         for kind, prompts, runs in (
             ("positive", test.positives, removal),
@@ -70,7 +77,7 @@ class Measuring:
         sites = list(writers(self.model))
         return self.count.share(
             "curve",
-            (len(chosen) * (2 + self.draws) + 2) * len(prompts),
+            (len(chosen) * (2 + 2 * self.draws) + 2) * len(prompts),
             lambda tick: removal_curve(
                 self.model, prompts.tokens, directions, self.answers.metric, at=sites, pos=None, ks=chosen,
                 controls=self.controls, draws=self.draws, progress=tick, **options,
@@ -92,7 +99,9 @@ class Measuring:
                 rows.append({"prompts": kind, "prompt": text, "before": b, "after": a})
         return rows
 
-    def _runs(self, hooks: FwdHooks, prefix: str, kinds: Sequence[str] = ("covariance", "pca")) -> dict[str, FwdHooks]:
+    def _runs(
+        self, hooks: FwdHooks, prefix: str, kinds: Sequence[str] = ("within", "covariance", "pca")
+    ) -> dict[str, FwdHooks]:
         """The edit and every draw of its controls, by name."""
         runs = {f"{prefix}edited": hooks}
         for name, control in self.controls.items():
@@ -105,7 +114,7 @@ class Measuring:
         cfg = self.model.cfg
         reads_what_it_says = (getattr(cfg, "d_vocab_out", None) or cfg.d_vocab) >= cfg.d_vocab  # a toy may not
         if reads_what_it_says and int(prompts.attention_mask.sum(1).min()) > 1:
-            metrics["next_token_loss"] = next_token_loss(prompts.tokens, prompts.attention_mask)
+            metrics["loss"] = next_token_loss(prompts.tokens, prompts.attention_mask)
         return self.count.run(
             "effects",
             lambda tick: scored(self.model, prompts, runs, metrics, batch_size=self.batch_size, tick=tick),

@@ -25,9 +25,11 @@ SAYS = {
     ),
     "effects": (
         "The chosen direction is removed from every writer at all positions (the same edit as in the weights). Controls are "
-        "removed in the same way: single directions drawn from the covariance of the stream at {site} ({draws} draws), and "
-        "its top principal component. Variance: the share of the variance there that a direction holds.\n\n"
-        "Kl and next_token_loss say what happens to everything else: KL(clean || edited) of the next token, and the loss over "
+        'single directions removed in the same way: "within" is drawn from the covariance of the stream at {site} about the '
+        'mean of each kind ({draws} draws), as large as activations are and blind to the contrast. "Covariance" and "pca" '
+        "see both kinds together; where the contrast is what varies most they are about it too, and their effect says so. "
+        "Variance: the share of the variance there that a direction holds.\n\n"
+        "Kl and loss say what happens to everything else: KL(clean || edited) of the next token, and the loss over "
         'the prompts\' own tokens. "Preference added" adds the direction to negative prompts, at {site}, instead.'
     ),
     "curve": (
@@ -93,18 +95,21 @@ def summary(found: Abliteration) -> str:
             f"{high:.2f}). There is no behaviour to remove, and the numbers below are of a direction that means nothing."
         )
     best, effect = found.choice.best, found.effects["positive", "preference"]
-    beside = ", ".join(f"{name} {found.removed(name):.2f}" for name in effect.controls)
+    beside, left = (
+        ", ".join(f"{name} {share(name):.2f}" for name in effect.controls) for share in (found.removed, found.left)
+    )
     collateral = found.effects["negative", "kl"]
+    moved = ", ".join(f"{name} {float(x.mean()):.3g}" for name, x in collateral.controls.items())
     return (
         f"Removing one direction, found at {best.site} (position {best.pos}) and chosen among {found.choice.tried}, takes "
-        f"away {found.removed():.2f} of the gap between the two kinds of prompts (controls: {beside}). On the other prompts "
-        f"the next token moves by a KL of {float(collateral.edited.mean()):.3g} nats "
-        f"({', '.join(f'{name} {float(x.mean()):.3g}' for name, x in collateral.controls.items())})."
+        f"positive prompts {found.removed():.2f} of the way to the negative ones (controls: {beside}). The two kinds still "
+        f"differ by {found.left():.2f} of what they did ({left}). On negative prompts the next token moves by a KL of "
+        f"{float(collateral.edited.mean()):.3g} nats ({moved})."
     )
 
 
-def flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the table of effects with intervals and ranges as text, for a reader."""
+def flat(rows: list[dict[str, Any]], ranges: bool = True) -> list[dict[str, Any]]:
+    """Return the table of effects as text, for a reader: intervals, and the ranges of the controls where asked for."""
     shown = []
     for row in rows:
         new: dict[str, Any] = {"prompts": row["prompts"], "measure": row["measure"], "clean": _short(row["clean"])}
@@ -112,7 +117,8 @@ def flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in row:
             if name.endswith(" range"):
                 kind = name.removesuffix(" range")
-                new[kind] = f"{_short(row[kind])} [{_short(row[name][0])}, {_short(row[name][1])}]"
+                low, high = row[name]
+                new[kind] = f"{_short(row[kind])} [{_short(low)}, {_short(high)}]" if ranges else _short(row[kind])
             elif name not in ("prompts", "measure", "clean", "edited", "low", "high"):
                 new.setdefault(name, _short(row[name]))
         shown.append(new)
@@ -131,7 +137,7 @@ def print_summary(found: Abliteration) -> None:
     for line in [summary(found), *found.warnings[not found.shown :]]:
         console.print(escape(line))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
-    rows = flat(found.table())
+    rows = flat(found.table(), ranges=False)
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:

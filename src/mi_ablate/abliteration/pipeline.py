@@ -53,7 +53,7 @@ def abliterate(
         kl_max: largest KL on negative prompts that a candidate may cause; None for no rule.
         limit: try only so many candidates, those with the largest share of variance between the classes.
         ks: how many directions the curve removes; empty for no curve.
-        draws: seeds of the covariance-drawn control.
+        draws: seeds of each drawn control.
         new_tokens: length of the example generations; 0 for none.
         batch_size: prompts a pass; chosen by memory by default.
         progress: called as the prompts go through the model.
@@ -108,8 +108,10 @@ class _Steps:
         acts = collect(self.model, find.prompts.tokens, best.site, pos=best.pos, **self._options(find))[best.site]
         self.count.add("directions", self.costs["directions"])
         directions = _directions(choice.subspace, acts, find.labels, max([1, *ks]))
-        moments = Moments().update(acts)
-        measuring = Measuring(self.model, answers, moments, settings["draws"], self.batch_size, self.count)
+        moments, within = Moments().update(acts), Moments()
+        for kind in (find.labels, ~find.labels):
+            within.update(acts[kind].double() - acts[kind].double().mean(0))
+        measuring = Measuring(self.model, answers, moments, within, settings["draws"], self.batch_size, self.count)
         mask = test.prompts.attention_mask
         return Abliteration(
             model=str(getattr(self.model.cfg, "model_name", "model")),

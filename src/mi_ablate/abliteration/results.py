@@ -75,6 +75,17 @@ class Abliteration:
         after = effect.edited if run == "edited" else effect.controls[run].mean(0)
         return float(effect.clean.mean() - after.mean()) / self.gap[0]
 
+    def left(self, run: str = "edited") -> float | None:
+        """Return by how much the two kinds still differ under an edit or a control, as a share of `gap`; None without one.
+
+        0: the model no longer tells them apart; 1: as before.
+        """
+        if not self.shown:
+            return None
+        effects = [self.effects[kind, "preference"] for kind in ("positive", "negative")]
+        plus, minus = (e.edited if run == "edited" else e.controls[run].mean(0) for e in effects)
+        return float(plus.mean() - minus.mean()) / self.gap[0]
+
     def table(self) -> list[dict[str, Any]]:
         """Return one row a measure on the test prompts: clean, edited with its interval, each control with its range."""
         rows = []
@@ -99,6 +110,7 @@ class Abliteration:
             "shown": self.shown,
             "gap": {"mean": gap, "low": low, "high": high},
             "removed": {name: self.removed(name) for name in ("edited", *controls)},
+            "left": {name: self.left(name) for name in ("edited", *controls)},
             "prompts": self.prompts,
             "answers": self.answers.table(),
             "candidates": self.choice.tried,
