@@ -58,6 +58,14 @@ def test_log_odds_have_no_threshold_because_a_share_of_them_means_nothing():
     assert not figure.layout.shapes, "no line at 95 % of the clean value"
 
 
+def test_two_drawn_controls_have_lines_of_their_own():
+    drawn = curve()
+    drawn.controls["within"] = drawn.controls["covariance"] / 2
+    figure = removal({"zero": drawn})
+    dashes = {named(figure, f"zero, {name} (2 draws)").line.dash for name in ("covariance", "within")}
+    assert len(dashes) == 2
+
+
 def test_removal_switches_to_the_variance():
     figure = removal({"zero": curve(), "mean": curve("mean")})
     to_k, to_variance = figure.layout.updatemenus[0].buttons

@@ -67,7 +67,9 @@ def write(found: Abliteration, path: str | Path, command: str) -> Path:
     effects = SAYS["effects"].format(site=found.choice.best.site, draws=settings["draws"])
     curve = [] if found.curve is None else [Section("How many directions", SAYS["curve"], [found.curve.plot()])]
     words = [] if found.explanation is None else [Section("In words", SAYS["words"], [found.explanation])]
-    texts = [Section("Before and after", SAYS["generations"], [found.generations])] if found.generations else []
+    texts = (
+        [Section("Before and after", SAYS["generations"], [_shortened(found.generations)])] if found.generations else []
+    )
     sections = [
         Section("In short", "\n\n".join([summary(found), *found.warnings[not found.shown :]])),
         Section("The prompts", SAYS["prompts"], [[{"part": k, **v} for k, v in found.prompts.items()]]),
@@ -148,6 +150,13 @@ def print_summary(found: Abliteration) -> None:
         style="dim",
         markup=False,
     )
+
+
+def _shortened(rows: list[dict[str, str]], longest: int = 60) -> list[dict[str, str]]:
+    """The ends of long prompts, so that what was written stays in sight."""
+    return [
+        {**row, "prompt": text if len(text := row["prompt"]) <= longest else f"… {text[-longest:]}"} for row in rows
+    ]
 
 
 def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def _treatment(name: str, curve: Curve, metric: str, colour: str, tau: float, ru
 def _controls(name: str, curve: Curve, metric: str, colour: str) -> list[dict[str, Any]]:
     """The band and the line of each control, in that order, so that the lines lie on the bands."""
     found: list[dict[str, Any]] = []
-    single = 0
+    single = drawn = 0
     for control, draws in curve.controls.items():
         share = (
             numbers(curve.variance_removed[control])
@@ -116,8 +116,8 @@ def _controls(name: str, curve: Curve, metric: str, colour: str) -> list[dict[st
         low, high, group = numbers(draws.amin(0)), numbers(draws.amax(0)), f"{name}, {control}"
         several = len(draws) > 1
         spread = [f"<br>range of {len(draws)} draws {a:.3f} to {b:.3f}" if several else "" for a, b in zip(low, high)]
-        line = {"color": colour, "width": 1.6, "dash": "dot" if several else _DASHES[single % len(_DASHES)]}
-        single += not several
+        line = {"color": colour, "width": 1.6, "dash": _dash(several, drawn if several else single)}
+        single, drawn = single + (not several), drawn + several
         if several:
             band = {
                 "ks": [*curve.ks, *reversed(curve.ks)],
@@ -154,6 +154,12 @@ def _controls(name: str, curve: Curve, metric: str, colour: str) -> list[dict[st
             }
         )
     return found
+
+
+def _dash(several: bool, number: int) -> str:
+    """Drawn controls are dotted, so that they are told from single ones; a second one has longer dots."""
+    among = ("dot", "longdashdot") if several else _DASHES
+    return among[number % len(among)]
 
 
 def _ring(name: str, curve: Curve, colour: str, tau: float, rule: str) -> dict[str, Any] | None:
