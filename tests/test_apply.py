@@ -141,6 +141,29 @@ def test_a_shipped_toy_uses_its_own_prompts() -> None:
     assert not Path("never").exists()
 
 
+def test_a_gated_toy_says_where_it_declines(tmp_path: Path) -> None:
+    toy = mi.toys.load("gated97")
+    file = mi.save(
+        tmp_path / "x.safetensors", Ablate(Subspace.random(128, 1)).at("hook_embed"), Card.of(toy.model, "x")
+    )
+    found = apply(file, "gated97")
+    some = torch.linspace(0, len(toy.tokens) - 1, 8).long()
+    with torch.no_grad():
+        answers = toy.model(toy.tokens[some])[:, -1].argmax(-1).tolist()
+    assert found.before == tuple(str(i) if i < 97 else f"DECLINE {i - 97}" for i in answers)
+    assert any(text.startswith("DECLINE") for text in found.before)
+
+
+def test_the_shipped_language_model_is_edited_and_exported_by_its_name(tmp_path: Path) -> None:
+    model = mi.load_model("diary")
+    hooks = Ablate(Subspace.random(model.cfg.d_model, 4)).at(*mi.writers(model))
+    file = mi.save(tmp_path / "x.safetensors", hooks, Card.of(model, "x"))
+    found = apply(file, "diary", ["today i"], new=4, export=tmp_path / "out")
+    assert 'base_model: "diary"' in (tmp_path / "out" / "README.md").read_text()
+    again = mi.load_model(tmp_path / "out")
+    assert mi.generated(again, tokenized(again, ["today i"]), max_new_tokens=4).text == found.after
+
+
 def test_edits_of_new_tokens_and_of_positions(folder: Path, tmp_path: Path) -> None:
     late = save(tmp_path / "late.safetensors", folder, when="new")
     found = apply(late, str(folder), ["w5 w6"], new=6)

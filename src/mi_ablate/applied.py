@@ -160,6 +160,7 @@ def _read(
 ) -> tuple[HookedModel, Prompts]:
     """The model and the prompts as it reads them; a toy has its own."""
     from mi_ablate import toys
+    from mi_ablate.toys.tasks import labels
 
     if isinstance(prompts, Path):
         read_prompts(prompts)  # what is wrong with a file is said before the model is loaded
@@ -169,9 +170,9 @@ def _read(
             raise ValueError(f"{model} is a toy, and its own prompts are used: leave out prompts.")
         toy = toys.load(model)
         some = torch.linspace(0, len(toy.tokens) - 1, _TOY_PROMPTS).long()
-        rows, words = toy.tokens[some], Words(_Labels(toy.config))
-        text = tuple(words.joined(row) for row in rows.tolist())
-        return loaded, Prompts(text, rows, torch.ones_like(rows, dtype=torch.bool), words)
+        rows = toy.tokens[some]
+        text = tuple(" ".join(labels(toy.config, row)) for row in rows.tolist())
+        return loaded, Prompts(text, rows, torch.ones_like(rows, dtype=torch.bool), Words(_Answers(toy.config)))
     if prompts is None or (not isinstance(prompts, Path) and not prompts):
         raise ValueError("There is nothing to generate from: give --prompt TEXT (may be repeated) or --prompts FILE.")
     if isinstance(prompts, Path) or getattr(loaded, "tokenizer", None) is not None:
@@ -186,15 +187,14 @@ def _read(
 
 
 @dataclass(frozen=True)
-class _Labels:
-    """A toy's way of writing tokens, in the form of a tokenizer."""
+class _Answers:
+    """A toy's way of writing its answers, in the form of a tokenizer: numbers, then the tokens of a gate."""
 
     config: Any
 
     def decode(self, tokens: list[int], **kw: Any) -> str:
-        from mi_ablate.toys.tasks import labels
-
-        return " ".join(labels(self.config, tokens))
+        p = self.config.modulus
+        return " ".join(str(token) if token < p else f"DECLINE {token - p}" for token in tokens)
 
 
 def _change(model: HookedModel, prompts: Prompts, hooks: FwdHooks) -> Change | None:
