@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SCRIPTS = ("fourier_walkthrough",)
+SCRIPTS = ("fourier_walkthrough", "language_model")
 
 
 def notebook(script: str) -> dict[str, Any]:

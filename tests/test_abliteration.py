@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 import mi_ablate as mi
-from mi_ablate import Ablate, Subspace, attached, effect, kl, writers
+from mi_ablate import Ablate, Subspace, attached, contrasts, diaries, effect, kl, writers
 from mi_ablate.abliteration import Answers, abliterate, find_answers, given_answers
 from mi_ablate.abliteration.answers import last_logits
 from mi_ablate.abliteration.page import flat, summary, write
 from mi_ablate.abliteration.scores import scored
+from mi_ablate.moments import Moments
 from mi_ablate.prompts import Contrast, contrasted, tokenized
 from models import tiny
 
@@ -145,12 +146,16 @@ def test_the_gap_and_its_share(found) -> None:
     assert found.shown
     edited = found.effects["positive", "preference"].edited.mean()
     assert found.removed() == pytest.approx(float((plus - edited) / (plus - minus)))
-    assert set(found.effects["positive", "preference"].controls) == {"covariance", "pca"}
+    assert set(found.effects["positive", "preference"].controls) == {"within", "covariance", "pca"}
+    after = (
+        found.effects["positive", "preference"].edited.mean() - found.effects["negative", "preference"].edited.mean()
+    )
+    assert found.left() == pytest.approx(float(after / (plus - minus)))
     assert found.effects["positive", "preference"].controls["covariance"].shape == (3, 10)
     assert found.effects["negative", "kl"].floor < 1e-12
     assert found.effects["negative", "kl"].clean.abs().max() < 1e-12
     assert ("negative", "preference added") in found.effects
-    assert float(found.effects["negative", "next_token_loss"].clean.mean()) > 0
+    assert float(found.effects["negative", "loss"].clean.mean()) > 0
 
 
 def test_the_first_direction_of_the_curve_is_the_chosen_one(found) -> None:
@@ -166,7 +171,7 @@ def test_where_both_kinds_are_one_the_result_says_that_there_is_nothing(model) -
     plus, minus = sides(40, last=(3, 3))
     nothing = abliterate(model, contrasted(model, plus, minus), ks=(), draws=1, new_tokens=0)
     assert not nothing.shown
-    assert nothing.removed() is None
+    assert (nothing.removed(), nothing.left()) == (None, None)
     assert "nothing to remove" in repr(nothing)
     assert "There is no behaviour to remove" in summary(nothing)
     assert any("there is no behaviour to remove" in warning for warning in nothing.warnings)
@@ -221,3 +226,30 @@ def test_nan_logits_are_refused(model, contrast) -> None:
         pytest.raises(ValueError, match="logits are NaN or infinite on these"),
     ):
         find_answers(model, contrast.find.prompts, contrast.find.labels)
+
+
+def test_the_control_within_the_kinds_is_blind_to_the_contrast(model, contrast, found) -> None:
+    """Its directions are drawn about the mean of each kind, so on average they hold less of the contrast than others."""
+    best, find = found.choice.best, contrast.find
+    options = {"pos": best.pos, "attention_mask": find.prompts.attention_mask}
+    x = mi.collect(model, find.prompts.tokens, best.site, **options)[best.site].double()
+    within, every = Moments(), Moments().update(x)
+    for kind in (find.labels, ~find.labels):
+        within.update(x[kind] - x[kind].mean(0))
+    assert within.share(found.choice.subspace) < every.share(found.choice.subspace)
+
+
+@pytest.mark.compat
+def test_the_mood_of_the_shipped_model_is_found_and_removed() -> None:
+    """Planted: log-odds of +-log 9 by the mood, which is told early. Controls as large, within a mood, leave it."""
+    diary = mi.load_model("diary")
+    plus, minus = contrasts.load("mood")
+    mood = abliterate(diary, contrasted(diary, plus[:80], minus[:80]), ks=(), draws=3, new_tokens=0)
+    assert mood.gap[0] == pytest.approx(2 * math.log(9), abs=0.4)
+    words = {mood.answers.text[t] for t in mood.answers.more}
+    assert words <= set(diaries.GOOD_WORDS)
+    assert mood.removed() > 0.9
+    assert mood.left() < 0.1
+    assert mood.left("within") > 0.5
+    assert float(mood.effects["negative", "kl"].edited.mean()) < 0.05
+    assert mood.effects["negative", "preference added"].edited.mean() > 1
