@@ -154,6 +154,16 @@ def test_a_trial_that_was_cut_off_is_not_counted(model, found, tmp_path: Path) -
         ValueError, match=r"holds another search: its prompts and objectives differ\. Give another path"
     ):
         tune(*given[:3], *behaving(24, 5), SCORE, path=options["path"])
+    with pytest.raises(ValueError, match="holds another search: its metric and objectives differ"):
+        tune(*given[:5], lambda logits, clean, rows: SCORE(logits, clean, rows), path=options["path"])
+
+
+@pytest.mark.parametrize("name", ["missing/search.journal", "", "other.txt"])
+def test_a_path_that_is_no_journal_is_refused(model, found, tmp_path: Path, name: str) -> None:
+    (tmp_path / "other.txt").write_text("something else\n[1]\n")
+    with pytest.raises(ValueError, match="is no file that trials can be kept in: "):
+        tune(model, found, START, *VALID, SCORE, trials=1, path=tmp_path / name)
+    assert (tmp_path / "other.txt").read_text().startswith("something else")
 
 
 def test_a_trial_that_breaks_is_passed_over(model, found) -> None:

@@ -161,7 +161,7 @@ class Passes:
 
     def _readable(self, rows: Tensor, hooks: FwdHooks) -> bool:
         """Whether the final norm and the unembedding may be run at single positions, and give what an ordinary pass gives."""
-        model, probe = self.model, rows[:8]
+        model, probe = self.model, rows[:2]
         inside = all(layer_of(name) is not None or name in ("hook_embed", "hook_pos_embed") for name, _ in hooks)
         capped = getattr(model.cfg, "output_logits_soft_cap", None) not in (None, 0, -1)
         known = self.metric is None or isinstance(self.metric, PositionMetric)

@@ -59,17 +59,18 @@ def searched(
 def _study(optuna: Any, search: dict[str, Any], path: str | Path | None, seed: int) -> Any:
     """A new search or that in the file, which must be this one; trials that an interruption cut off count as failed."""
     storage = None
-    if path is not None:
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+    try:
+        if path is not None:
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
 
-        storage = JournalStorage(JournalFileBackend(str(path)))
-    study = optuna.create_study(
-        storage=storage,
-        study_name="mi_ablate",
-        directions=["minimize"] * len(search["objectives"]),
-        load_if_exists=True,
-    )
+            storage = JournalStorage(JournalFileBackend(str(path)))
+        directions = ["minimize"] * len(search["objectives"])
+        study = optuna.create_study(storage=storage, study_name="mi_ablate", directions=directions, load_if_exists=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no file that trials can be kept in: {error}. Give a new file in a folder that is there."
+        ) from error
     before = study.user_attrs.get("search")
     differ = [key for key in search if before is not None and before.get(key) != search[key]]
     if differ:

@@ -21,7 +21,8 @@ another over the tenth of the layers (at least one) where the clean class means 
 When it misleads. The best of many on few prompts looks better there than it is: measure the choice on other prompts, and
 report `Choice.tried`. A low bypass may come from a broken model, so look at KL beside it. A bypass that stays high
 means that no single candidate is enough, not that the behaviour cannot be removed. COSMIC trusts that the class means
-stand for the behaviour: where the classes differ in something else too, it chooses a direction of that.
+stand for the behaviour: where the classes differ in something else too, it chooses a direction of that; and a score that is
+not above that of no edit, ``Choice.clean["cosmic"]``, says nothing for the direction.
 """
 
 from collections.abc import Callable, Mapping

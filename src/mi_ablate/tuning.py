@@ -3,9 +3,9 @@
 A trial removes s(component) times the part along a direction from what every component writes to the stream. s is one
 `layer_kernel` for the attention writers and one for the MLP writers (peak, its position in depth, the floor that it falls
 to, over how many layers) and a number for the embeddings. The direction is one for all layers, that of a real-valued layer
-(between two layers the unit directions are mixed in proportion, and the mix made unit), or each layer's own. This is the
-search space of heretic, which tunes abliteration with optuna's tree-structured Parzen estimator, with the embeddings
-added; optuna (extra ``tune``) does the search here too. The objectives, all of them to be low:
+(between two layers the unit directions are mixed in proportion, and the mix made unit), or each layer's own. The idea
+is heretic's, which tunes abliteration with optuna's tree-structured Parzen estimator; the embeddings are added, and optuna
+(extra ``tune``) does the search here too. The objectives, all of them to be low:
 
     left     share of the behaviour that is left: the mean over positive prompts of max(0, m - c-) / (c+ - c-), with m the
              metric under the edit, c+ and c- its clean means on the two classes. Nothing is gained below c-: strengths
@@ -36,7 +36,7 @@ from mi_ablate._search import Scorer, searched
 from mi_ablate._tuning_space import Space, hashed, space_of
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.controls import from_moments
-from mi_ablate.effects import clean_logits
+from mi_ablate.effects import clean_logits, name_of
 from mi_ablate.find import Candidates
 from mi_ablate.find._inputs import Labels, two_classes
 from mi_ablate.metrics import PositionMetric, kl
@@ -186,7 +186,12 @@ def tune(
     space = space_of(model, found, start)
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
     scorers = {**_scorers(model, tokens, positive.cpu(), metric, given), **(also or {})}
-    search = {"prompts": hashed(tokens, positive), "directions": space.hash(), "objectives": list(scorers)}
+    search: dict[str, Any] = {
+        "prompts": hashed(tokens, positive),
+        "directions": space.hash(),
+        "metric": name_of(metric),
+    }
+    search |= {"objectives": list(scorers)}
     rows = searched(space, scorers, search, trials, path, seed, progress)
     beside = [
         {"run": run, **{name: float(score(hooks)) for name, score in scorers.items()}}
