@@ -11,11 +11,11 @@ event is told, nothing later says more about the mood, so after those four words
 words are ±log 9 = ±2.197, which is what a perfect model gives. Everything else (day, person, place, what there is at the
 place, number, he or she, weather, food) does not depend on the mood.
 
-Two choices make the mood one direction of its own in the models that are trained here; neither is a law. A sentence may
-begin with a comment, and a noun may have an adjective, so that the mood is wanted together with the person and the place:
-where it was wanted only between them, models of width 64 kept it in the dimensions of the place, and its removal cost that
-too. And one list of adjectives serves all constructions: with a list each for things, feelings, reactions and verdicts,
-models kept a mood for each, and removing the average direction left up to half of some.
+Two choices are there so that a model gives the mood one direction of its own; they came from looking at what trained models
+did, and neither is a law. A sentence may begin with a comment, and a noun may have an adjective, so that the mood is wanted
+together with the person and the place: a model for which it was wanted only between them kept both in the same dimensions,
+and removing the mood cost the place. And one list of adjectives serves all constructions: with a list each for things,
+feelings and verdicts, a model had directions for each, and removing one left most of the mood of another.
 
 Every word is drawn by one uniform number from a list that the words before it determine, so its probability is known
 exactly: the mean of -log p over entries estimates the entropy, the loss that no model can beat on average. And two

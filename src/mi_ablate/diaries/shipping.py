@@ -21,7 +21,7 @@ It is a test object of few words and one grammar. It says nothing about diaries,
 |---|---|
 | made by | `{command}` |
 | seed | {seed} |
-| training | {steps} batches of {batch} entries, AdamW, lr {lr}, weight decay {weight_decay} |
+| training | {steps} batches of {batch} entries, AdamW, lr {lr}, weight decay {weight_decay}, initial weights of sd {init} |
 | time | {seconds:.0f} seconds on one thread of a shared machine |
 | versions | {versions} |
 

@@ -102,10 +102,11 @@ def compare(model: Any, entries: Sequence[Entry]) -> dict[str, tuple[float, floa
 def _fresh(s: Settings) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"n_positions": CONTEXT, "n_embd": s.width, "n_layer": s.layers, "n_head": s.heads}
-    ends = {"bos_token_id": NUMBER[END], "eos_token_id": NUMBER[END], "pad_token_id": NUMBER[PAD]}
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(NUMBER), initializer_range=s.init, **shape, **ends, **dropout))
+    options: dict[str, Any] = {"vocab_size": len(NUMBER), "n_positions": CONTEXT, "initializer_range": s.init}
+    options |= {"n_embd": s.width, "n_layer": s.layers, "n_head": s.heads}
+    options |= {"bos_token_id": NUMBER[END], "eos_token_id": NUMBER[END], "pad_token_id": NUMBER[PAD]}
+    options |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(**options))
 
 
 def _schedule(model: Any, s: Settings) -> tuple[Any, Any]:
