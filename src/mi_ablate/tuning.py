@@ -160,8 +160,7 @@ def tune(
     Args:
         model: a hooked model.
         found: candidates of other prompts, or subspaces by (site, pos).
-        start: the candidate whose plain removal is tried first, such as `Choice.best`; the other layers' directions are
-            those at the same position of the same kind of site.
+        start: the candidate to remove first, such as `Choice.best`; other layers' are at its position and kind of site.
         tokens: validation prompts of both classes.
         labels: True where the behaviour is there.
         metric: higher where the behaviour is there, bound to these prompts.
@@ -186,12 +185,8 @@ def tune(
     space = space_of(model, found, start)
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
     scorers = {**_scorers(model, tokens, positive.cpu(), metric, given), **(also or {})}
-    search: dict[str, Any] = {
-        "prompts": hashed(tokens, positive),
-        "directions": space.hash(),
-        "metric": name_of(metric),
-    }
-    search |= {"objectives": list(scorers)}
+    search: dict[str, Any] = {"prompts": hashed(tokens, positive), "directions": space.hash()}
+    search |= {"metric": name_of(metric), "objectives": list(scorers)}
     rows = searched(space, scorers, search, trials, path, seed, progress)
     beside = [
         {"run": run, **{name: float(score(hooks)) for name, score in scorers.items()}}
