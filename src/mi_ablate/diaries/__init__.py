@@ -1,7 +1,7 @@
 """A small language model that the project trains itself, in which a mood that is told once chooses many later words.
 
     model = mi_ablate.load_model("diary")                       # shipped: 2 layers, d_model 96
-    python -m mi_ablate.diaries --seed 0                        # the one command that made it; minutes
+    python -m mi_ablate.diaries --seed 0 --steps 2000           # the one command that made it; minutes
 
 It stands in for a pretrained model where nothing can be downloaded: text, a tokenizer, a Hugging Face folder, and an
 attribute whose effect on the next word is known exactly (`entries`). 56 words depend on the mood, 96 ways of
