@@ -142,7 +142,7 @@ class TestSelecting:
         assert (
             "There are key, grid, seed, status, trained, grok_step, held_out, stable_step, cpu_minutes, error; " in text
         )
-        assert "the settings batch_size, betas, config.act_fn, " in text
+        assert "the settings base, batch_size, betas, config.act_fn, " in text
         assert text.endswith("; and anything else of a record by its path, such as versions.torch.")
 
     @pytest.mark.parametrize(
