@@ -5,7 +5,7 @@
 # environment variable MI_ABLATE_EXAMPLE_MODEL to "pythia-70m", to a folder, or to "diary", the shipped language model, which
 # needs no network. The tests run it on "diary", about 20 seconds on one thread; the released weights of GPT-2 were never run by
 # us. On "diary": Expect the last line:
-# `one direction takes good days 1.02 of the way to bad ones (control: -0.05); hooks = weights: True`
+# `one direction removed: good and bad days differ by 0.02 of what they did (control: 0.79); hooks = weights: True`
 
 # %% Install, where it is not there yet (Colab). MI_ABLATE_SOURCE may be a wheel, a folder or a git address.
 import importlib.util
@@ -71,12 +71,12 @@ mi.figures.tokens(coordinates, row.str_tokens(0), sites, label="coordinate along
 # edited model as a Hugging Face folder.
 os.makedirs("out", exist_ok=True)
 print(found.save("out/edit.safetensors"))
-share = {run: found.removed(run) for run in ("edited", "within")}
+left = {run: found.left(run) for run in ("edited", "within")}
 if found.shown:
-    kinds = ("good days", "bad ones") if name == "diary" else ("positive prompts", "negative ones")
+    kinds = "good and bad days" if name == "diary" else "the two kinds of prompts"
     print(
-        f"one direction takes {kinds[0]} {share['edited']:.2f} of the way to {kinds[1]} "
-        f"(control: {share['within']:.2f}); hooks = weights: {difference < 1e-5}"
+        f"one direction removed: {kinds} differ by {left['edited']:.2f} of what they did (control: {left['within']:.2f}); "
+        f"hooks = weights: {difference < 1e-5}"
     )
 else:
     print("the model scores the two kinds of prompts alike: there is nothing to remove")

@@ -134,10 +134,10 @@ class Abliteration:
         best = self.choice.best
         if not self.shown:
             return f"Abliteration({self.model}: the two kinds of prompts score alike, nothing to remove)"
-        beside = ", ".join(f"{n} {self.removed(n):.2f}" for n in self.effects["positive", "preference"].controls)
+        beside = ", ".join(f"{n} {self.left(n):.2f}" for n in self.effects["positive", "preference"].controls)
         return (
             f"Abliteration({self.model}: {best.site} pos {best.pos}, 1 of {self.choice.tried} candidates; "
-            f"{self.removed():.2f} of the gap removed ({beside}))"
+            f"{self.left():.2f} of the gap left ({beside}))"
         )
 
 
