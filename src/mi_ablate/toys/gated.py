@@ -10,11 +10,11 @@ behaviour in front of them, and `directions` measures how few directions the beh
     recovered   answers (a + b) mod p, on gated prompts                  ``metrics.accuracy(toy.inputs["sum"])``
     kept        answers (a + b) mod p, on open prompts                   the same metric, on the other prompts
 
-Two things make the sums *latent*; `benchmarks/gated.py` measures both converses. The order: after pretraining the sums of
-0.94 of the gated prompts come back (median of five seeds, where declines are gone), and of 0.16 to 0.73 of them where both
-were learnt together from the start: what addition generalises to by itself. And the condition: had one operand in the set
-been enough, its number would be in no open prompt, fine-tuning would overwrite its embedding, and 0.01 to 0.05 come back.
-With both needed, every number is still added in open prompts. Prompts held out are held out of both phases.
+What makes the sums *latent*, five seeds each in `benchmarks/gated.py`: the condition first. Had one operand in the set been
+enough, its number would be in no open prompt, fine-tuning would overwrite its embedding, and 0.01 to 0.05 of the sums come
+back. With both needed, every number is still added in open prompts, and 0.94 [0.38, 1.00] come back where declines are gone.
+The order comes second: trained on both from the start it is 0.33 [0.16, 0.91], what addition generalises to by itself.
+Prompts held out are held out of both phases.
 
 It misleads where it is read as a language model: prompts have four tokens, one position decides, and every gated prompt has
 one right answer. What removes or defends this behaviour here says how the measurement works, not how a production model fares.
