@@ -100,6 +100,33 @@ def test_the_code_of_the_abliteration_page_prints_what_the_page_says(capsys):
     assert float(difference) < 1e-5
 
 
+def test_the_code_of_the_language_model_page_prints_what_the_page_says(capsys):
+    (code,) = blocks("language_models.md", "python")
+    exec(code, {})
+    answers, choice, found = capsys.readouterr().out.strip().splitlines()
+    assert "/" in answers
+    assert choice.startswith("Choice(")
+    shares = [float(x) for x in re.findall(r"-?\d\.\d\d", found)]
+    assert shares[0] < 0.1, "of the gap is left"
+    assert shares[1] > 0.5, "the control that is blind to the contrast"
+
+
+def test_the_commands_of_the_readme_and_the_language_model_page_exist():
+    import shlex
+
+    import typer
+
+    from mi_ablate.cli import app
+
+    commands = typer.main.get_command(app).commands
+    text = "\n".join([*blocks("language_models.md", "sh"), *blocks("../README.md", "sh")])
+    lines = [line for line in text.splitlines() if line.startswith("mi-ablate")]
+    assert len(lines) > 10
+    for line in lines:
+        _, name, *words = shlex.split(line, comments=True)
+        commands[name].make_context(name, list(words))
+
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -162,8 +189,8 @@ def test_readme_tables_are_those_of_the_results_files():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         readme = importlib.import_module("readme")
-        text = (ROOT / "README.md").read_text()
-        assert readme.rendered(text) == text, "run: python benchmarks/readme.py"
+        for page in readme.PAGES:
+            assert readme.rendered(page) == page.read_text(), "run: python benchmarks/readme.py"
         assert (readme.ZOO / "README.md").read_text() == readme.zoo(), "run: python benchmarks/readme.py"
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
