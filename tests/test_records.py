@@ -49,7 +49,7 @@ def test_weights_stay_small_and_belong_to_a_record() -> None:
 
 @pytest.mark.parametrize("record", DONE, ids=lambda r: f"{r['grid']}-{r['key']}")
 def test_accuracy_and_k_survive_half_precision(record: dict[str, Any]) -> None:
-    """Accuracy to one prompt in a thousand; k@95% at the last residual to one direction."""
+    """Accuracy to one prompt in a thousand; k@95% at the last residual to one direction, where the curve is not flat there."""
     for kept in record["weights"]:
         assert toys.load(WEIGHTS / kept["file"]).card["cell"] == record["key"]
         state = unpack(WEIGHTS / record["grid"], kept, record)
@@ -73,4 +73,7 @@ def test_accuracy_and_k_survive_half_precision(record: dict[str, Any]) -> None:
                 )  # fmt: skip
                 then, now = curves[ablation]["k"]["edited"]["0.95"]["first"]["relative"], curve.k_at(0.95)
                 assert (then is None) == (now is None)
-                assert then is None or abs(int(now) - then["k"]) <= 1
+                if then is None or now is None or abs(int(now) - then["k"]) <= 1:
+                    continue
+                crossing = curve.values[[int(now), then["k"]]] / curve.clean
+                assert (crossing - 0.95).abs().max() < 0.01, "further off only where the curve is flat at the threshold"
