@@ -101,7 +101,7 @@ def test_the_code_of_the_abliteration_page_prints_what_the_page_says(capsys):
 
 
 def test_the_code_of_the_language_model_page_prints_what_the_page_says(capsys):
-    (code,) = blocks("language_models.md", "python")
+    code, _ = blocks("language_models.md", "python")
     exec(code, {})
     answers, choice, found = capsys.readouterr().out.strip().splitlines()
     assert "/" in answers
@@ -109,6 +109,15 @@ def test_the_code_of_the_language_model_page_prints_what_the_page_says(capsys):
     shares = [float(x) for x in re.findall(r"-?\d\.\d\d", found)]
     assert shares[0] < 0.1, "of the gap is left"
     assert shares[1] > 0.5, "the control that is blind to the contrast"
+
+
+def test_the_sae_recipe_runs(capsys):
+    pytest.importorskip("sae_lens", reason="needs the extra sae")
+    _, code = blocks("language_models.md", "python")
+    exec(code, {})
+    effect, choice = capsys.readouterr().out.strip().splitlines()
+    assert effect.startswith("Effect(")
+    assert choice.startswith("Choice(")
 
 
 def test_the_commands_of_the_readme_and_the_language_model_page_exist():
