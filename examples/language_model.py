@@ -18,26 +18,23 @@ if importlib.util.find_spec("mi_ablate") is None:
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", source])
 
 # %% The model, and two sets of prompts that differ in one thing. Put your own files in their place:
-# `contrasted(model, "yes.txt", "no.txt")`, one prompt a line.
+# `mi.contrasted(model, "yes.txt", "no.txt")`, one prompt a line.
 import torch
 
 import mi_ablate as mi
-from mi_ablate import contrasts
-from mi_ablate.abliteration import abliterate
-from mi_ablate.prompts import contrasted
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 name = os.environ.get("MI_ABLATE_EXAMPLE_MODEL", "gpt2")
 model = mi.load_model(name)
-positive, negative = contrasts.load("mood" if name == "diary" else "sentiment")
-prompts = contrasted(model, positive, negative)
+positive, negative = mi.contrasts.load("mood" if name == "diary" else "sentiment")
+prompts = mi.contrasted(model, positive, negative)
 print(prompts)
 print("+", positive[0])
 print("-", negative[0])
 
 # %% Everything in one call: the answers by which the behaviour is seen, a candidate at every layer, the choice on one part of
 # the prompts, the effect on another, beside directions as large.
-found = abliterate(model, prompts, draws=3)
+found = mi.abliterate(model, prompts, draws=3)
 print(found.answers)
 print(found.choice)
 found.choice.plot()

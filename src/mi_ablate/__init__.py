@@ -87,6 +87,8 @@ _NAMES = {
     "HeadsChanged": "looking",
     "heads_changed": "looking",
     "along": "looking",
+    "Abliteration": "abliteration",
+    "abliterate": "abliteration",
 }
 __all__ = sorted([*_NAMES, *_MODULES])
 
