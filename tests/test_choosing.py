@@ -8,9 +8,10 @@ from torch import Tensor
 
 import mi_ablate as mi
 from mi_ablate import Ablate, Add, Subspace, choose, find
+from mi_ablate._judging import Rules
 from mi_ablate.find.grid import Key
 from mi_ablate.metrics import accuracy, cross_entropy, kl, logit_diff, noise_floor, refusal_score
-from models import logits_with, tiny, tokens_for
+from models import has_hooked_transformer, logits_with, tiny, tokens_for, word_tokenizer
 
 D, LAST = 0, "blocks.0.hook_resid_post"
 """The token of the behaviour; the site where the planted direction is written."""
@@ -141,8 +142,7 @@ def test_what_is_left_out_of_a_pass_changes_nothing(monkeypatch, norm: str | Non
     whole = choose(model, found, tokens, labels, SCORE, kl_max=None)
     for a, b in zip(quick.table(), whole.table(), strict=True):
         assert a == pytest.approx(b, abs=1e-10)
-    assert few[2] - few[1] == 2  # two additions begin at each block
-    assert few[1] - few[0] == 3  # and the check that they may
+    assert few[2] - few[1] == few[1] - few[0] == 3  # two additions begin at each block, and the check that they may
     assert ran[0] == ran[1] == ran[2]
 
 
@@ -182,6 +182,42 @@ def test_the_side_of_the_padding_does_not_matter() -> None:
     assert one.clean["bypass"] == pytest.approx(float(mean), abs=1e-10)
     for a, b in zip(one.table(), other.table(), strict=True):
         assert a == pytest.approx(b, abs=1e-10)
+
+
+def test_padding_that_the_model_masks_itself_also_where_a_pass_begins_at_a_block() -> None:
+    if not has_hooked_transformer():
+        pytest.skip("a bridge derives no mask from tokens")
+    model = tiny(n_layers=3, vocab=60)
+    model.tokenizer = word_tokenizer(60)
+    model.tokenizer.padding_side = "left"
+    tokens, labels = 2 + tokens_for(model, 12) % 58, torch.arange(12) % 2 == 0
+    tokens[6:, :2] = 1
+    mask = (tokens != 1).long()
+    found = find.candidates(model, tokens, labels, ("resid_pre",), pos=-1, attention_mask=mask)
+    options = {"batch_size": 2, "kl_max": None, "induce_min": -1e9}
+    told = choose(model, found, tokens, labels, SCORE, attention_mask=mask, **options)
+    derived = choose(model, found, tokens, labels, SCORE, **options)
+    for a, b in zip(told.table(), derived.table(), strict=True):
+        assert a == pytest.approx(b, abs=1e-10)
+
+
+def test_a_pass_does_not_begin_at_a_block_whose_input_a_hook_of_the_user_changes() -> None:
+    if not has_hooked_transformer():
+        pytest.skip("a bridge has no way to start at a block")
+    model = tiny(n_layers=3)
+    model.add_hook("blocks.2.hook_resid_pre", lambda x, hook: 0.5 * x, is_permanent=True)
+    tokens, labels = tokens_for(model, 8), torch.arange(8) % 2 == 0
+    found = find.candidates(model, tokens, labels, ("mlp_out",), pos=-1)
+    down = torch.nonzero(~labels).flatten()
+    for row in choose(model, found, tokens, labels, SCORE, kl_max=None, induce_min=-1e9).table():
+        added = logits_with(model, tokens[down], Add(found.subspace(row["site"]).vector).at(row["site"]))
+        assert row["induce"] == pytest.approx(float(SCORE(added, None, down).mean()), abs=1e-10)
+
+
+def test_a_kl_that_is_no_number_passes_no_rule() -> None:
+    rows = [{"layer": 0, "induce": 1.0, "kl": kl_of} for kl_of in (0.01, float("nan"))]
+    assert Rules("bypass", 0, 0.1, None).judge(rows, {"bypass": 1.0, "induce": 0.0}, 2) == ""
+    assert [row["kept"] for row in rows] == [True, False]
 
 
 @pytest.mark.compat
@@ -225,7 +261,12 @@ def test_where_the_behaviour_is_not_there_the_rule_of_the_induction_is_not_appli
     tokens, labels = behaving(30, 1)
     choice = choose(model, found, tokens, ~labels, SCORE)
     assert choice.relaxed == "induce_min does not apply (the clean metric is no higher on the positive prompts)"
-    choice.plot()
+    figure = choice.plot()
+    label = figure.layout.coloraxis.colorbar.title.text.replace("<br>", " ")
+    assert label.strip() == "metric, below that of no edit"
+    assert "share" not in label
+    row = next(row for row in choice.table() if (row["layer"], row["pos"]) == (0, -1))
+    assert figure.data[0].z[0][1] == pytest.approx(choice.clean["bypass"] - row["bypass"])
 
 
 @pytest.mark.compat
@@ -333,6 +374,8 @@ def test_several_directions_and_those_of_no_size_are_removed_only(model) -> None
         ({"found": {("blocks.9.hook_resid_post", -1): "sized"}}, KeyError, "blocks.9.hook_resid_post"),
         ({"found": {(LAST, -1): "sized"}, "limit": 1}, ValueError, "limit keeps the candidates with the highest r2"),
         ({"found": {(LAST, -1): "narrow"}}, ValueError, "has width 9, and the residual stream"),
+        ({"found": {(LAST, -1): "sized", (LAST, -1, None): "sized"}}, ValueError, "mapping names a candidate twice"),
+        ({"found": {("block.0.hook_resid_post", -1): "sized"}, "induce_min": None}, KeyError, LAST),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
     ],
 )
@@ -354,6 +397,8 @@ def test_tokens_and_masks_of_other_shapes(unchecked, model, found) -> None:
     tokens, labels = behaving(30, 1)
     with pytest.raises(ValueError, match=r"attention_mask \[30, 4\] and tokens \[30, 5\]"):
         choose(model, found, tokens, labels, SCORE, attention_mask=torch.ones(30, 4))
+    with pytest.raises(ValueError, match=r"names no candidate: \(site, pos\) is needed, such as"):
+        choose(model, {LAST: found.subspace(LAST)}, tokens, labels, SCORE)
     with pytest.raises(ValueError, match="tokens are a list"):
         choose(model, found, [[1, 2]], labels, SCORE)
 

@@ -55,6 +55,7 @@ from models import (
     logits_with,
     tiny,
     tokens_for,
+    word_tokenizer,
 )
 
 LAST = "blocks.1.hook_resid_post"
@@ -1097,6 +1098,18 @@ def test_a_start_that_would_change_the_result_is_not_taken(prompts, answers) -> 
     if has_bridge():
         bridge = gpt2_bridge()
         assert from_layer(bridge, prompts, 1, kl()) is None
+
+
+def test_a_start_sees_the_padding_that_the_model_masks_itself() -> None:
+    if not has_hooked_transformer():
+        pytest.skip("a bridge derives no mask from tokens")
+    model, metric = tiny(vocab=60), refusal_score(torch.tensor([0]))
+    model.tokenizer = word_tokenizer(60)
+    model.tokenizer.padding_side = "left"
+    prompts, hooks = 2 + tokens_for(model, 6) % 58, Ablate(S).at("blocks.1.hook_resid_pre")
+    prompts[3:, :2] = 1
+    upper = from_layer(model, prompts, 1, metric, batch_size=3)
+    assert torch.allclose(upper.score(hooks, metric), whole_scores(model, prompts, hooks, metric), atol=1e-10)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -160,6 +160,8 @@ def test_the_source_is_plain_json_and_a_start_is_taken(model) -> None:
             "a higher one has to mean the behaviour",
         ),
         ({"metric": accuracy(torch.zeros(9, dtype=torch.int64))}, ValueError, "there are 40 prompts to optimise on"),
+        ({"site": "blocks.0.mlp.hook_post"}, ValueError, "is no part of the residual stream, where the direction"),
+        ({"site": "blocks.0.attn.hook_z"}, ValueError, "is no part of the residual stream, where the direction"),
         ({"site": "resid_post"}, ValueError, "the full name of one hook point is needed"),
         ({"site": "blocks.7.hook_resid_post"}, KeyError, "blocks.7.hook_resid_post"),
         ({"rank": 17}, ValueError, "rank=17: from 1 to 16 directions of the residual stream"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import mi_ablate as mi
 from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, along, heads_changed
 from mi_ablate.looking import NotDrawn, covariance_drawn, next_token
-from models import family, has_bridge, has_hooked_transformer, logits_with, tiny, tokens_for
+from models import family, has_bridge, has_hooked_transformer, logits_with, tiny, tokens_for, word_tokenizer
 
 FIRST, LAST = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 PATTERNS = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
@@ -223,3 +223,22 @@ def test_other_architectures(name: str) -> None:
     pattern = Ablate(None).at("blocks.1.attn.hook_pattern", head=0)
     moved = heads_changed(model, tokens, pattern).moved
     torch.testing.assert_close(moved, torch.tensor([0, 0, 0.5, 0], dtype=torch.float64))
+
+
+def test_padding_that_the_model_masks_itself_does_not_count() -> None:
+    if not has_hooked_transformer():
+        pytest.skip("a bridge derives no mask from tokens")
+    model, hooks = tiny(vocab=60), Ablate(S).at("hook_embed")
+    model.tokenizer = word_tokenizer(60)
+    model.tokenizer.padding_side = "left"
+    tokens = 2 + tokens_for(model) % 58
+    tokens[2:, :3] = 1
+    told = heads_changed(model, tokens, hooks, attention_mask=(tokens != 1).long(), draws=2)
+    derived = heads_changed(model, tokens, hooks, draws=2)
+    torch.testing.assert_close(derived.moved, told.moved)
+    assert derived.note == told.note
+
+
+def test_a_control_is_drawn_at_least_once(model, tokens) -> None:
+    with pytest.raises(ValueError, match="draws=0: the control of an edit is drawn at least once"):
+        heads_changed(model, tokens, Ablate(S).at(FIRST), draws=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 import mi_ablate as mi
 from mi_ablate import Ablate, Subspace, find, tune
 from mi_ablate._tuning_space import STRONGEST, space_of
-from mi_ablate.metrics import cross_entropy
+from mi_ablate.metrics import cross_entropy, refusal_score
 from models import family, logits_with, tokens_for
 from test_choosing import SCORE, behaving, planted
 
@@ -151,11 +151,48 @@ def test_a_trial_that_was_cut_off_is_not_counted(model, found, tmp_path: Path) -
     assert tuned.trials[0]["sites"] == tuned.beside[1]["sites"] == len(mi.writers(model))
     assert tuned.objectives == ("left", "kl", "sites")
     with pytest.raises(
-        ValueError, match=r"holds another search: its prompts and objectives differ\. Give another path"
+        ValueError, match=r"holds another search: its prompts, objectives, clean scores differ\. Give another path"
     ):
         tune(*given[:3], *behaving(24, 5), SCORE, path=options["path"])
-    with pytest.raises(ValueError, match="holds another search: its metric and objectives differ"):
+    with pytest.raises(ValueError, match="holds another search: its metric, objectives differ"):
         tune(*given[:5], lambda logits, clean, rows: SCORE(logits, clean, rows), path=options["path"])
+
+
+def test_another_model_metric_or_mask_is_another_search(model, found, tmp_path: Path) -> None:
+    path = tmp_path / "search.journal"
+    directions = {key: found.subspace(*key) for key in found}
+    given = {"model": model, "found": directions, "start": START, "tokens": VALID[0], "labels": VALID[1]}
+    given |= {"metric": SCORE, "trials": 1, "path": path, "draws": 0}
+    tune(**given)
+    weaker = planted(3)
+    weaker.blocks[0].attn.W_O.data.mul_(0.9)
+    with pytest.raises(ValueError, match="holds another search: its clean scores differ"):
+        tune(**given | {"model": weaker})
+    with pytest.raises(ValueError, match="holds another search: its clean scores differ"):
+        tune(**given | {"metric": refusal_score(torch.tensor([0, 5]))})
+    with pytest.raises(ValueError, match="holds another search: its prompts differ"):
+        tune(**given | {"attention_mask": torch.ones_like(VALID[0])})
+    assert len(tune(**given | {"batch_size": 7}).trials) == 1
+
+
+def test_a_metric_that_needs_no_clean_logits_gets_none(model, found) -> None:
+    seen = []
+
+    def own(logits: Tensor, clean: Tensor | None, rows: Tensor) -> Tensor:
+        seen.append(clean is None)
+        return SCORE(logits, clean, rows)
+
+    own.needs_clean = False
+    tune(model, found, START, *VALID, own, trials=1, draws=0)
+    assert seen.count(True) == 2  # the trial and the plain edit beside it; the clean runs are compared with themselves
+
+
+def test_of_two_sites_of_one_kind_in_a_block_the_one_named_is_taken(model) -> None:
+    directions = {
+        (f"blocks.1.{norm}.hook_normalized", -1): Subspace.random(16, 1, i) for i, norm in enumerate(("ln1", "ln2"))
+    }
+    space = space_of(model, directions, ("blocks.1.ln1.hook_normalized", -1))
+    assert space.directions == {1: directions["blocks.1.ln1.hook_normalized", -1]}
 
 
 @pytest.mark.parametrize("name", ["missing/search.journal", "", "other.txt"])
@@ -223,6 +260,7 @@ def test_without_optuna_it_says_what_to_install(model, found, monkeypatch) -> No
         ({"trials": 0}, ValueError, "trials=0, draws=3: at least one trial, and 0 or more draws of the control."),
         ({"start": ("blocks.7.hook_resid_post", -1)}, KeyError, "is no candidate in a block; there are"),
         ({"metric": cross_entropy(torch.zeros(24, dtype=torch.int64))}, ValueError, "is a loss, lower where the model"),
+        ({"also": {"kl": len}}, ValueError, "also names ['kl'], which a trial's row already has; give"),
         ({"labels": ~VALID[1]}, ValueError, "there is no behaviour to tune an edit for. Are the labels the right way"),
         ({"labels": torch.ones(24, dtype=torch.bool)}, ValueError, "All 24 labels are"),
         (

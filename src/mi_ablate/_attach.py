@@ -161,7 +161,7 @@ class _Tracker:
             given = {key: kwargs[key] for key in ("prepend_bos", "padding_side") if key in kwargs}
             tokens = self.model.to_tokens(tokens, **given)
         if mask is None and isinstance(tokens, Tensor) and not tokens.is_floating_point() and not offset:
-            mask = _left_padding(self.model, tokens, text)
+            mask = left_padding(self.model, tokens, text)
         if isinstance(tokens, Tensor):
             window = _positions.grown(window, tokens.shape[1] if tokens.ndim > 1 else len(tokens), mask)
         if window.mask is not None and bool(window.mask.all()):
@@ -176,7 +176,7 @@ def _seen(cache: Any) -> int:
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else int(cache[0][0].shape[-2])
 
 
-def _left_padding(model: Any, tokens: Tensor, text: bool) -> Tensor | None:
+def left_padding(model: Any, tokens: Tensor, text: bool) -> Tensor | None:
     """The mask that a model derives itself from a tokenizer that pads on the left; a bridge derives one for text only."""
     tokenizer = None if hasattr(model, "original_model") and not text else getattr(model, "tokenizer", None)
     pad = getattr(tokenizer, "pad_token_id", None)

@@ -42,9 +42,11 @@ def covariance_drawn(
     positions. The control's name says which and how many.
 
     Raises:
-        NotDrawn: an edit without a subspace, or no more vectors than its rank.
+        NotDrawn: an edit without a subspace, or no more vectors than its rank. ValueError: fewer than one draw.
 
     """
+    if draws < 1:
+        raise ValueError(f"draws={draws}: the control of an edit is drawn at least once.")
     plain = [name for name, hook in hooks if not isinstance(hook, Placed) or _rank(hook.intervention) is None]
     if plain:
         raise NotDrawn(f"the edit at {plain[0]} has no subspace to replace.")

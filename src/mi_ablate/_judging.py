@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from mi_ablate._scores import Tally
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.find import Candidates
-from mi_ablate.find.grid import Key
+from mi_ablate.find.grid import Key, plain_key
 from mi_ablate.interventions import Ablate, Add
 from mi_ablate.model import layer_of, writers
 from mi_ablate.subspace import Subspace
@@ -85,7 +85,7 @@ class Rules:
                 return row["layer"] is not None and row["layer"] >= first
             if rule == "induce_min":
                 return (row["induce"] - clean["induce"]) / gap < self.induce_min
-            return row["kl"] > self.kl_max
+            return not row["kl"] <= self.kl_max
 
         failed = [[rule for rule in applied if fails(row, rule)] for row in rows]
         ways = (dropped for count in range(len(applied) + 1) for dropped in combinations(applied, count))
@@ -106,6 +106,15 @@ class Listed:
     n: int
 
 
+def key_of(named: Named) -> Key:
+    """Return a candidate's name as a key; numpy's integers become ints, which go into a file."""
+    if isinstance(named, str) or len(named) not in (2, 3):
+        raise ValueError(
+            f"{named!r} names no candidate: (site, pos) is needed, such as ('blocks.0.hook_resid_post', -1)."
+        )
+    return plain_key(Key(*named))
+
+
 def listed(found: Candidates | Mapping[Named, Subspace], limit: int | None) -> Listed:
     """Return the candidates as subspaces, at most ``limit`` of them."""
     if limit is not None and limit < 1:
@@ -117,7 +126,12 @@ def listed(found: Candidates | Mapping[Named, Subspace], limit: int | None) -> L
             raise ValueError(
                 "limit keeps the candidates with the highest r2, which a mapping of subspaces does not have."
             )
-        return Listed({Key(*key): s for key, s in found.items()}, [], {}, len(found))
+        named = {key_of(key): s for key, s in found.items()}
+        if len(named) < len(found):
+            raise ValueError(
+                f"The mapping names a candidate twice, as (site, pos) and (site, pos, None): {list(found)[:4]}"
+            )
+        return Listed(named, [], {}, len(found))
     if len(found.labels) != 2:
         raise ValueError(f"choose takes candidates of two classes; these have {len(found.labels)}.")
     subspaces: dict[Key, Subspace] = {}

@@ -80,7 +80,7 @@ class Passes:
         for rows in down:
             clean = self._add(("negative", None), rows, [], keep=starts if self._short else ())
             self.tallies[("negative", None)].floor += noise_floor(clean[1][:, None]) * len(rows)
-            if rows is down[0] and self._below and not self._resumable(rows, clean[1]):
+            if rows is down[0] and not self._resumable(rows, clean[1]):
                 starts, self._below = (), {}
             for i, hooks in enumerate(removals):
                 self._add(("kl", i), rows, hooks, clean)
@@ -147,8 +147,8 @@ class Passes:
         return out if self.metric is None else _read(out, mask, self.metric), _at(out, -1, mask), acts
 
     def _resumable(self, rows: Tensor, clean: Float[Tensor, "b v"]) -> bool:
-        """Whether a pass that begins at a block ends as the whole one did."""
-        return _same(self._run(rows, [], reads=False, start=min(self._below))[1], clean)
+        """Whether passes that begin at a block, any of those kept, end as the whole one did."""
+        return all(_same(self._run(rows, [], reads=False, start=layer)[1], clean) for layer in self._below)
 
     def _unembedded(self, stream: Float[Tensor, "b p d"], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The logits at the metric's position, wherever it will look, and at the last real token."""

@@ -10,6 +10,8 @@ from mi_ablate._tuning_space import Space
 from mi_ablate._types import FwdHooks
 
 Scorer = Callable[[FwdHooks], float]
+_CLOSE = 1e-2
+"""Of the largest: so much may scores differ that were computed again, on other threads or in other batches."""
 _BROKEN = "an objective was NaN or infinite"
 
 
@@ -72,13 +74,20 @@ def _study(optuna: Any, search: dict[str, Any], path: str | Path | None, seed: i
             f"{path} is no file that trials can be kept in: {error}. Give a new file in a folder that is there."
         ) from error
     before = study.user_attrs.get("search")
-    differ = [key for key in search if before is not None and before.get(key) != search[key]]
+    differ = [key for key in search if before is not None and not _alike(before.get(key), search[key])]
     if differ:
         raise ValueError(
-            f"{path} holds another search: its {' and '.join(differ)} differ. Give another path for this one."
+            f"{path} holds another search: its {', '.join(differ)} differ. Give another path for this one."
         )
     study.set_user_attr("search", search)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
     return study
+
+
+def _alike(before: Any, now: Any) -> bool:
+    """Whether two searches agree in something; numbers that were computed again need only be close."""
+    if isinstance(before, list) and len(before) == len(now) and all(isinstance(x, float) for x in (*before, *now)):
+        return all(abs(a - b) <= _CLOSE * max(map(abs, now)) for a, b in zip(before, now, strict=True))
+    return bool(before == now)

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from mi_ablate._judging import Named, listed
+from mi_ablate._judging import Named, key_of, listed
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.find import Candidates
 from mi_ablate.find.grid import Key
@@ -41,6 +41,12 @@ class Space:
         chosen = {f"{part} {key}": value for part in self.parts for key, value in kernel.items()}
         own = {"scope": "one", "layer": float(self.start)} if len(self.directions) > 1 else {}
         return {**own, **chosen, "embed": 1.0}
+
+    def check_names(self, objectives: Iterable[str]) -> None:
+        """Refuse objectives that are called what a trial's row already holds."""
+        taken = sorted({"left", "kl", "trial", "run", "scope", "layer", *self.plain} & set(objectives))
+        if taken:
+            raise ValueError(f"also names {taken}, which a trial's row already has; give these objectives other names.")
 
     def suggest(self, trial: Any) -> dict[str, Any]:
         """Ask optuna for a choice."""
@@ -98,13 +104,12 @@ class Space:
 
 def space_of(model: HookedModel, found: Candidates | Mapping[Named, Subspace], start: Named) -> Space:
     """The directions by layer that belong with the start."""
-    first, among = Key(*start), listed(found, None).subspaces
-    kind = first.site.partition("hook_")[2]
-    same = {
-        key: s
-        for key, s in among.items()
-        if (key.pos, key.head) == (first.pos, None) and key.site.endswith(f"hook_{kind}")
-    }
+    first, among = key_of(start), listed(found, None).subspaces
+
+    def alike(key: Key) -> bool:
+        return (key.pos, key.head) == (first.pos, None) and key.site.split(".")[2:] == first.site.split(".")[2:]
+
+    same = {key: s for key, s in among.items() if alike(key)}
     directions = {layer: s for key, s in same.items() if (layer := layer_of(key.site)) is not None}
     if first not in same or layer_of(first.site) is None:
         raise KeyError(f"start={start!r} is no candidate in a block; there are {[tuple(key) for key in among][:4]} ...")

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mi_ablate._attach import left_padding
 from mi_ablate._judging import Listed, Named, Rules, addition, clean_scores, empty_row, listed, removal, row_of
 from mi_ablate._names import checked
 from mi_ablate._scores import Passes
@@ -74,7 +75,10 @@ class Choice:
         return [dict(row) for row in self.rows]
 
     def plot(self) -> Any:
-        """Return the heat map of the score, site by position: 0 no edit, 1 all the way; a cross marks what a rule refused."""
+        """Return the heat map of the score, site by position: 0 no edit, 1 all the way; a cross marks what a rule refused.
+
+        Where the clean metric is no higher on the positive prompts there is no way to go, and the change itself is shown.
+        """
         from mi_ablate.figures import heat
 
         flow = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -88,7 +92,8 @@ class Choice:
             values[i, j] = float("nan") if row[self.by] is None else self._share(row)
             refused += [] if row["kept"] else [(j + 0.4, i - 0.3, f"refused: {row['why']}")]
         names = [site if head is None else f"{site} head {head}" for _, site, head in places]
-        label = "share of the behaviour removed" if self.by == "bypass" else "share of the way to the other class"
+        label = "share of the behaviour removed" if self._gap > 0 else "metric, below that of no edit"
+        label = "share of the way to the other class" if self.by == "cosmic" else label
         best = f"{self.best.site}, position {self.best.pos}"
         title = f"The best of {self.tried} candidates by {self.by}: {best} (crosses: refused)"
         figure = heat(values.nan_to_num()[..., None], names, [str(pos) for pos in columns], label=label, title=title)
@@ -103,11 +108,15 @@ class Choice:
         return figure
 
     def _share(self, row: dict[str, Any]) -> float:
-        """The score of a row as a share: 0 is no edit, 1 the clean level of the other class."""
+        """The score of a row as a share, 0 no edit and 1 the clean level of the other class; of no behaviour, its change."""
         if self.by == "cosmic":
             return (row["cosmic"] - self.clean["cosmic"]) / (2 - self.clean["cosmic"])
-        gap = self.clean["bypass"] - self.clean["induce"]
-        return (self.clean["bypass"] - row["bypass"]) / (gap if gap > 0 else 1.0)
+        return (self.clean["bypass"] - row["bypass"]) / (self._gap if self._gap > 0 else 1.0)
+
+    @property
+    def _gap(self) -> float:
+        """How much higher the clean metric is on the positive prompts; 0 without a metric."""
+        return 0.0 if self.clean["bypass"] is None else self.clean["bypass"] - self.clean["induce"]
 
     def _repr_html_(self) -> str:
         from mi_ablate.figures import html_table
@@ -172,6 +181,7 @@ def choose(
     next(split(model, tokens, attention_mask, batch_size))  # refuses masks and batch sizes that do not fit
     if attention_mask is None:
         warn_of_padding(model, tokens, torch.tensor([[-1]]))
+        attention_mask = left_padding(model, tokens, False)  # which the model derives itself, but not from a stream
     rules.check_metric(metric, len(tokens))
     passes = Passes(model, tokens, attention_mask, metric, batch_size, progress)
     return _best(passes, positive.cpu(), listed(found, limit), edit, rules)
@@ -185,6 +195,8 @@ def _best(
     edits = {key: removal(passes.model, key, s, edit) for key, s in subspaces.items()}
     adds = [addition(key, s, rules.needs_addition) for key, s in subspaces.items()]
     points = passes.model.hook_dict
+    for key in edits:
+        checked(passes.model, key.site, points)
     for hooks in (*edits.values(), *filter(None, adds)):
         check_rows([(checked(passes.model, name, points), hook) for name, hook in hooks], n)
     passes.measure(positive, list(edits.values()), adds)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_ablate._attach import left_padding
 from mi_ablate._drawn import NotDrawn, covariance_drawn
 from mi_ablate._names import layer_of, resolve_all
 from mi_ablate._types import FwdHooks, HookedModel
@@ -122,6 +123,7 @@ def heads_changed(
     check_rows(hooks, len(tokens))
     names = sites(model, "pattern", layers if layers is None or isinstance(layers, int) else list(layers))
     _refuse_ignored(model, tokens[:1], hooks)
+    attention_mask = left_padding(model, tokens, False) if attention_mask is None else attention_mask
     options: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
     note = ""
     if controls is None:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mi_ablate._attach import left_padding
 from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Placed
@@ -139,6 +140,8 @@ def from_layer(
         with attached(model, edits):
             return _read(run(model, *state, start_at_layer=layer), state[1], metric)
 
+    if attention_mask is None:
+        attention_mask = left_padding(model, tokens, False)  # which the model derives itself, but not from a stream
     name = f"blocks.{layer}.hook_resid_pre"
     batches: list[Batch] = []
     for part, mask in split(model, tokens, attention_mask, batch_size):

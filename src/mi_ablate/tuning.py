@@ -158,12 +158,13 @@ def tune(
     """Search over strengths by component and over the direction; the negative prompts' clean logits are kept meanwhile.
 
     Args:
-        model: a hooked model.
+        model: hooked.
         found: candidates of other prompts, or subspaces by (site, pos).
         start: the candidate to remove first, such as `Choice.best`; other layers' are at its position and kind of site.
         tokens: validation prompts of both classes.
         labels: True where the behaviour is there.
-        metric: higher where the behaviour is there, bound to these prompts.
+        metric: higher where the behaviour is there, bound to these prompts; for a function of your own the positive
+            prompts' clean logits are kept too, at all positions, unless its attribute ``needs_clean`` is False.
         trials: in all, those in the file included.
         path: the journal file to keep trials in and to go on from; None keeps them in memory.
         also: further objectives, functions of the hooks; lower is better.
@@ -184,9 +185,11 @@ def tune(
         raise ValueError(f"trials={trials}, draws={draws}: at least one trial, and 0 or more draws of the control.")
     space = space_of(model, found, start)
     given: dict[str, Any] = {"attention_mask": attention_mask, "batch_size": batch_size}
-    scorers = {**_scorers(model, tokens, positive.cpu(), metric, given), **(also or {})}
-    search: dict[str, Any] = {"prompts": hashed(tokens, positive), "directions": space.hash()}
-    search |= {"metric": name_of(metric), "objectives": list(scorers)}
+    space.check_names(also or {})
+    own, levels = _scorers(model, tokens, positive.cpu(), metric, given)
+    scorers, read = {**own, **(also or {})}, [] if attention_mask is None else [attention_mask.bool()]
+    search: dict[str, Any] = {"prompts": hashed(tokens, positive, *read), "directions": space.hash()}
+    search |= {"metric": name_of(metric), "objectives": list(scorers), "clean scores": levels}
     rows = searched(space, scorers, search, trials, path, seed, progress)
     beside = [
         {"run": run, **{name: float(score(hooks)) for name, score in scorers.items()}}
@@ -208,8 +211,8 @@ def _runs(model: HookedModel, tokens: Tensor, space: Space, draws: int, given: d
 
 def _scorers(
     model: HookedModel, tokens: Tensor, positive: Tensor, metric: Callable[..., Tensor], given: dict[str, Any]
-) -> dict[str, Scorer]:
-    """The two objectives, each with its own prompts."""
+) -> tuple[dict[str, Scorer], list[float]]:
+    """The two objectives, each with its own prompts, and the clean means of the metric, c- and c+."""
 
     def runs_of(chosen: Tensor, what: Callable[..., Tensor]) -> Callable[[FwdHooks], Tensor]:
         mask = None if given["attention_mask"] is None else given["attention_mask"][chosen]
@@ -219,16 +222,15 @@ def _scorers(
 
     behaving = runs_of(positive, _of_rows(metric, torch.nonzero(positive).flatten()))
     low = float(runs_of(~positive, _of_rows(metric, torch.nonzero(~positive).flatten()))([]).mean())
-    gap, moved = float(behaving([]).mean()) - low, runs_of(~positive, kl())
+    high, moved = float(behaving([]).mean()), runs_of(~positive, kl())
+    gap = high - low
     if not gap > 0:
         raise ValueError(
-            f"The clean metric is {gap + low:.3g} on the positive prompts and {low:.3g} on the negative ones: there is no "
+            f"The clean metric is {high:.3g} on the positive prompts and {low:.3g} on the negative ones: there is no "
             "behaviour to tune an edit for. Are the labels the right way round?"
         )
-    return {
-        "left": lambda hooks: float((behaving(hooks) - low).clamp(min=0).mean() / gap),
-        "kl": lambda hooks: float(moved(hooks).mean()),
-    }
+    left: Scorer = lambda hooks: float((behaving(hooks) - low).clamp(min=0).mean() / gap)  # noqa: E731
+    return {"left": left, "kl": lambda hooks: float(moved(hooks).mean())}, [low, high]
 
 
 def _of_rows(metric: Callable[..., Tensor], index: Int[Tensor, " m"]) -> Callable[..., Tensor]:
@@ -237,4 +239,9 @@ def _of_rows(metric: Callable[..., Tensor], index: Int[Tensor, " m"]) -> Callabl
         return replace(
             metric, n=len(index), score=lambda x, clean, rows: metric.score(x, clean, index.to(rows.device)[rows])
         )
-    return lambda logits, clean, rows: metric(logits, clean, index[rows])
+
+    def picked(logits: Tensor, clean: Tensor | None, rows: Tensor) -> Tensor:
+        return metric(logits, clean, index[rows])
+
+    vars(picked)["needs_clean"] = getattr(metric, "needs_clean", True)
+    return picked

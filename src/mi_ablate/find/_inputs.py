@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mi_ablate._attach import _left_padding
+from mi_ablate._attach import left_padding
 from mi_ablate._types import HookedModel
 from mi_ablate.subspace import Subspace
 
@@ -149,7 +149,7 @@ def warn_of_padding(model: HookedModel, tokens: Tensor, pos: Int[Tensor, " #n m"
     tokenizer = getattr(model, "tokenizer", None)
     pad, n = getattr(tokenizer, "pad_token_id", None), tokens.shape[1]
     pos = torch.where(pos < 0, pos + n, pos).to(tokens.device)
-    if pad is None or bool((pos < 0).any() or (pos >= n).any()) or _left_padding(model, tokens, False) is not None:
+    if pad is None or bool((pos < 0).any() or (pos >= n).any()) or left_padding(model, tokens, False) is not None:
         return
     padded = tokens.gather(1, pos.expand(len(tokens), -1)) == pad
     if pad == getattr(tokenizer, "bos_token_id", None):

@@ -30,7 +30,7 @@ from torch import Tensor
 from mi_ablate._types import HookedModel
 from mi_ablate.find._descent import Problem, descend, frozen, orthonormal
 from mi_ablate.find._inputs import Labels, two_classes
-from mi_ablate.find.grid import candidates
+from mi_ablate.find.grid import Candidates, candidates
 from mi_ablate.model import sites
 from mi_ablate.subspace import Subspace
 
@@ -64,7 +64,7 @@ def optimised(
         model: a hooked model.
         tokens: prompts of both classes.
         labels: True where the behaviour is there.
-        metric: higher there, with a gradient: `logit_diff`, `refusal_score`, or your own.
+        metric: higher there, with a gradient: `logit_diff`, `refusal_score`, or your own, given no clean logits.
         site: where the direction is added, such as "blocks.5.hook_resid_post"; at all positions.
         pos: where the difference of means is read.
         rank: directions.
@@ -81,13 +81,13 @@ def optimised(
         name: of the result.
 
     Raises:
-        ValueError: one class only; a metric without a gradient, of other prompts, or no higher on the positives.
+        ValueError: one class only; a metric without a gradient, of other prompts, no higher on the positives; an odd site.
 
     """
     positive, _ = two_classes(labels, len(tokens), "optimised")
     options = {"steps": steps, "lr": lr, "batch_size": batch_size, "samples": samples if rank > 1 else 0, "seed": seed}
     terms = _checked(model, metric, len(tokens), site, rank, weights, {**options, "patience": patience})
-    means = candidates(model, tokens, labels, site, pos=pos, attention_mask=attention_mask).subspace(site, pos)
+    means = _means(candidates(model, tokens, labels, site, pos=pos, attention_mask=attention_mask), model.cfg.d_model)
     generator = torch.Generator().manual_seed(seed)
     rows, size = _started(start, means, rank, generator), float(means.vector.norm())
     problem = Problem(model, tokens, attention_mask, metric, positive.cpu(), site, terms, size)
@@ -96,6 +96,16 @@ def optimised(
         found, history = descend(problem, rows, options, patience, generator, progress)
     told = {**options, "pos": pos, "start": start if isinstance(start, str) else start.name, "history": history}
     return _told(found, means, problem, told, name or f"optimised at {site}")
+
+
+def _means(found: Candidates, width: int) -> Subspace:
+    """The difference of means of the one candidate."""
+    key = next(iter(found))
+    if found.moments[key.site].mean.shape[2:] != (width,):
+        raise ValueError(
+            f"{key.site} is no part of the residual stream, where the direction is removed at all writers."
+        )
+    return found.subspace(*key)
 
 
 def _told(

@@ -85,7 +85,7 @@ class Candidates:
                 f"A difference of means takes two classes; here are {len(self.labels)}. "
                 "fit(site, pos, head).subspace(rank=...) gives the directions of several."
             )
-        key = _plain(Key(site, pos, head))
+        key = plain_key(Key(site, pos, head))
         moments, means = self._at(key), self._at(key, self.means).mean
         n = {str(label): int(count) for label, count in zip(self.labels, moments.n, strict=True)}
         options = {**key._asdict(), **self.options, "n": n}
@@ -153,7 +153,7 @@ class Candidates:
         return [Key(site, p, h) for p in self.positions for h in ([None] if heads is None else range(heads))]
 
     def _at(self, key: Key, among: dict[str, ClassMoments] | None = None) -> ClassMoments:
-        key = _plain(key)
+        key = plain_key(key)
         if key.site not in self.moments:
             raise KeyError(f"No candidate at {key.site!r}. {nearest(key.site, self.moments)}")
         if key.pos not in self.positions:
@@ -254,7 +254,7 @@ def _positions(pos: object) -> list[int]:
     return positions
 
 
-def _plain(key: Key) -> Key:
+def plain_key(key: Key) -> Key:
     """The key with numpy's integers as ints, so that it goes into a file."""
     return Key(key.site, operator.index(key.pos), None if key.head is None else operator.index(key.head))
 
