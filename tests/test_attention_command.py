@@ -119,6 +119,12 @@ def test_a_toy_reads_words_or_ids(tmp_path) -> None:
     assert words["coordinates"]["edited"][1][-1] == pytest.approx(0, abs=1e-5)
 
 
+def test_a_toy_that_declines_says_so() -> None:
+    found = view("gated97", "0 + 12 =", dtype="float64")
+    assert found.following[0]["token"] == "DECLINE 0"
+    assert found.patterns.dtype == torch.float64
+
+
 def test_without_an_edit_the_first_heads_and_no_direction(tmp_path) -> None:
     text = run("add97", "5+9=", "--out", tmp_path)
     assert "next token:" in text
@@ -189,6 +195,12 @@ def test_hostile_tokens_in_the_page(folder, saved, tmp_path) -> None:
         (["add97", "5 + 9 =", "--layers", "0-2"], "Layer 2 is out of range: the model has 2, so 0 to 1"),
         (["add97", "5 + 9 =", "--layers", "one"], "Layers 'one': write numbers and ranges with commas, such as 0,3-5"),
         (["add97", "5 + 9 =", "--heads", "0.1,0.4"], "no head 0.4: layers go from 0 to 1, heads from 0 to 3"),
+        (["add97", "5 + 9 =", "--dtype", "foo"], "dtype 'foo' is no floating PyTorch dtype"),
+        (["add97", "5 + 9 =", "--device", "cuda:99"], "cuda:99"),
+        (
+            ["add97", "5 + 9 =", "--edit", str(ZERO), "--draws", "0"],
+            "draws=0: the control of an edit is drawn at least",
+        ),
         (["add97", "5 + 9 =", "--heads", "3"], "Heads '3': write layer.head with commas, such as 0.1,2.3"),
         (["add97", "\udcff"], "bytes that are not UTF-8"),
         (

@@ -220,10 +220,10 @@ def test_hostile_tokens_are_inert_and_a_head_is_chosen_on_both_sides(tmp_path, w
 @pytest.mark.slow
 def test_a_notebook_shows_both_runs_and_tokens_offline(tmp_path):
     small = attention(patterns(0, 2, 3), list("ab="), against=patterns(1, 2, 3))
-    cells = [small._repr_html_(), tokens(torch.ones(3), list("ab="))._repr_html_()]
+    cells = [small._repr_html_(), small._repr_html_(), tokens(torch.ones(3), list("ab="))._repr_html_()]
     notebook = tmp_path / "cells.html"
     notebook.write_text("<!doctype html><meta charset=utf-8>" + "".join(cells), encoding="utf-8")
     dom, log = open_offline(notebook, tmp_path / "profile", 1200)
     assert [line for line in log.splitlines() if "CONSOLE" in line] == []
-    assert dom.count("<canvas role") == 2 * 3, "two heads and the zoomed one, twice"
+    assert dom.count("<canvas role") == 2 * 2 * 3, "two heads and the zoomed one, of two runs, in two cells"
     assert dom.count("<bdi>") == 3

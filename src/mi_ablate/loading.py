@@ -65,7 +65,7 @@ def load_model(
         OSError: a known name whose files are neither in the local cache nor to be had.
 
     """
-    precision = _dtype(dtype)
+    precision = precision_of(dtype)
     if device is not None:
         device = usable_device(device)
     path = FOLDER if name_or_path == NAME else Path(name_or_path).expanduser()
@@ -88,7 +88,8 @@ def load_model(
     return model
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+def precision_of(dtype: torch.dtype | str | None) -> torch.dtype:
+    """Return a floating dtype that may be written as text, "bfloat16"; float32 for None."""
     if dtype is None:
         return torch.float32
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mi_ablate._types import HookedModel, nearest
-from mi_ablate.loading import load_model
+from mi_ablate.loading import load_model, precision_of
 from mi_ablate.model import check_tokens
 from mi_ablate.prompts import tokenized
 from mi_ablate.toys import checkpoints, tasks
+from mi_ablate.toys.transformer import usable_device
 
 OWN = 512
 """Of a toy's own prompts, a random sample of so many is what the table of heads is measured over."""
@@ -64,7 +65,7 @@ def asked(
     if name in checkpoints.names() or Path(name).expanduser().is_file():
         if prompts is not None:
             raise ValueError(f"{name} is a toy, and its own prompts are used: leave out --prompts.")
-        return _of_toy(name, prompt, {} if dtype is None else {"dtype": getattr(torch, dtype, dtype)}, device)
+        return _of_toy(name, prompt, dtype, device)
     model: Any = load_model(name, dtype=dtype, device=device)
     given: Any = prompt if getattr(model, "tokenizer", None) is not None else _ids(prompt)
     one = tokenized(model, [given], padding_side="right")
@@ -118,8 +119,9 @@ def heads_of(text: str, n_layers: int, n_heads: int) -> list[tuple[int, int]]:
     return list(dict.fromkeys(found))
 
 
-def _of_toy(name: str, prompt: str, dtype: dict[str, Any], device: str | None) -> Asked:
-    toy = checkpoints.load(name, device=device or "cpu", **dtype)
+def _of_toy(name: str, prompt: str, dtype: str | None, device: str | None) -> Asked:
+    where = "cpu" if device is None else usable_device(device)
+    toy = checkpoints.load(name, device=where, dtype=precision_of(dtype))
     config = toy.config
     if re.fullmatch(r"[\d\s]+(,[\d\s]+)+", prompt):
         ids = _ids(prompt)
@@ -138,11 +140,21 @@ def _of_toy(name: str, prompt: str, dtype: dict[str, Any], device: str | None) -
     check_tokens(tokens[None], toy.model)
     few = torch.randperm(len(toy.tokens), generator=torch.Generator().manual_seed(0))[:OWN].sort().values
     over = f"{len(few)} of the toy's own prompts"
-    return Asked(name, prompt, toy.model, tokens, list(strings), _answer(config.modulus), toy.tokens[few], None, over)
+    return Asked(
+        name,
+        prompt,
+        toy.model,
+        tokens,
+        list(strings),
+        _answer(config.modulus, config.gate),
+        toy.tokens[few],
+        None,
+        over,
+    )
 
 
-def _answer(modulus: int) -> Callable[[int], str]:
-    return lambda i: str(i) if i < modulus else f"output {i}"
+def _answer(modulus: int, gate: Any) -> Callable[[int], str]:
+    return lambda i: str(i) if i < modulus else f"output {i}" if gate is None else f"DECLINE {i - modulus}"
 
 
 def _with(decode: Callable[[list[int]], Sequence[str]]) -> Callable[[int], str]:

@@ -110,7 +110,7 @@ def tokens(
     if len(names) != len(rows):
         raise ValueError(f"There are {len(rows)} rows but {len(names)} names: one name for each row.")
     full = float(limit or rows.nan_to_num(0.0).abs().max()) or 1.0
-    shown = [clipped(visible(token)) for token in tokens]
+    shown = [clipped(visible(str(token))) for token in tokens]
     lines = [f"<p>{html.escape(visible(title, spaces=False))}</p>"] if title else []
     for name, row in zip(names, rows.tolist()):
         named = f'<span class="name">{html.escape(visible(str(name), spaces=False))}</span>' if str(name) else ""

@@ -11,12 +11,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate.figures.coloured import clipped, visible
 
+_CELLS = count(1)
+"""Of a notebook: the same picture shown in two cells has an element in each."""
 _CALL = re.compile(r"AttentionHeads,\s*(\{.*\})\s*\)\s*</script>", re.DOTALL)
 
 
@@ -92,7 +95,7 @@ class AttentionPicture:
 
     def _repr_html_(self) -> str:
         load = f"window.CircuitsVis ||= (() => {{{bundle()}\nreturn CircuitsVis;}})();"
-        return f"<script>{load}</script>\n{self.fragment()[0]}"
+        return f"<script>{load}</script>\n{self.fragment(f'attention-cell-{next(_CELLS)}')[0]}"
 
     def __repr__(self) -> str:
         return f"AttentionPicture({self.label})"
