@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 import mi_ablate as mi
@@ -237,6 +239,75 @@ def test_the_control_within_the_kinds_is_blind_to_the_contrast(model, contrast, 
     for kind in (find.labels, ~find.labels):
         within.update(x[kind] - x[kind].mean(0))
     assert within.share(found.choice.subspace) < every.share(found.choice.subspace)
+
+
+def with_scores(found, plus: list[float], minus: list[float]):
+    """The same result, had the clean scores of the test prompts been these."""
+    effects = dict(found.effects)
+    for kind, scores in (("positive", plus), ("negative", minus)):
+        clean = torch.tensor(scores, dtype=torch.float64)
+        drawn = {name: clean[None] for name in effects[kind, "preference"].controls}
+        effects[kind, "preference"] = replace(effects[kind, "preference"], clean=clean, edited=clean, controls=drawn)
+    return replace(found, effects=effects)
+
+
+def test_the_interval_of_the_gap_is_as_wide_as_few_prompts_make_it(found) -> None:
+    for plus, minus in (([1.0, 2.0], [0.0, 0.5]), ([1.0, 1.5, 4.0, 2.0, 3.0], [0.2, 0.1]), ([3.0, 3.1], [0.0, 0.1])):
+        few = with_scores(found, plus, minus)
+        wanted = stats.ttest_ind(plus, minus, equal_var=False).confidence_interval(0.95)
+        assert few.gap[1:] == pytest.approx((wanted.low, wanted.high))
+        assert any("There are only 2 test prompts of a kind" in warning for warning in few.warnings)
+        assert few.shown == (wanted.low > 0)
+    assert not with_scores(found, [1.0, 2.0], [0.0, 0.5]).shown  # 1 of 6 orders of four numbers that say nothing
+    assert with_scores(found, [2.0, 2.0], [1.0, 1.0]).gap == (1.0, 1.0, 1.0)
+    assert not any("test prompts of a kind" in warning for warning in found.warnings)
+
+
+def test_kinds_the_other_way_round_are_not_called_alike(found) -> None:
+    plus, minus = (found.effects[kind, "preference"].clean.tolist() for kind in ("positive", "negative"))
+    turned = with_scores(found, minus, plus)
+    assert turned.gap[2] < 0
+    assert not turned.shown
+    assert (turned.removed(), turned.left()) == (None, None)
+    assert "swap them and run again" in summary(turned)
+    assert "scores positive test prompts below negative ones" in turned.warnings[0]
+    assert "no behaviour" not in summary(turned) + turned.warnings[0]
+
+
+def test_a_control_that_would_be_rounding_is_left_out_and_said(model, found) -> None:
+    """At the first site only the last token is seen: within a kind there is no variance to draw from."""
+    plus, minus = ([row for row in side if len(row) == 5][:16] for side in sides(80))
+    alike = abliterate(
+        model, contrasted(model, plus, minus), names=["blocks.0.hook_resid_pre"], ks=(1,), draws=2, new_tokens=0
+    )
+    for effect_of in alike.effects.values():
+        assert "within" not in effect_of.controls
+        assert "covariance" in effect_of.controls
+    assert any("no control blind to the contrast can be drawn" in warning for warning in alike.warnings)
+    assert not any("blind to the contrast" in warning for warning in found.warnings)
+
+
+def test_wrong_settings_are_refused_before_the_model_runs(model, contrast) -> None:
+    shortest = min(map(len, contrast.find.prompts.rows + contrast.validation.prompts.rows))
+    for settings, text in (
+        ({"draws": 0}, "draws=0: it has to be 1 or more"),
+        ({"new_tokens": -1}, "new_tokens=-1: it has to be 0 or more"),
+        ({"limit": 0}, "limit=0: it has to be 1 or more"),
+        ({"last": 0}, "last=0: the shortest prompt has"),
+        ({"last": shortest + 1}, f"the shortest prompt has {shortest} tokens, so 1 to {shortest} of the last ones"),
+        ({"by": "luck"}, "by='luck'"),
+        ({"kl_max": 0}, "kl_max=0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            abliterate(model, contrast, progress=lambda *row: pytest.fail("it ran"), **settings)
+
+
+def test_the_kl_is_shown_beside_its_floor_and_the_preference_as_it_is_taken(model, found) -> None:
+    floors = {(row["prompts"], row["measure"]): row.get("rounding") for row in found.to_json()["effects"]}
+    assert {key for key, floor in floors.items() if floor is not None} == {("positive", "kl"), ("negative", "kl")}
+    assert floors["negative", "kl"] == found.effects["negative", "kl"].floor
+    assert given_answers(model, [3]).formula == "log p(T+) - log (1 - p(T+))"
+    assert found.card.claim["metric"].startswith("log p(T+) - log p(T-) on 10 positive")
 
 
 @pytest.mark.compat

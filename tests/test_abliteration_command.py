@@ -1,6 +1,7 @@
 """`mi-ablate ablate` end to end: files in, page, edit and folder out, and every wrong input said in one sentence."""
 
 import json
+import shlex
 import sys
 import warnings
 
@@ -56,7 +57,7 @@ def prompts(words: list[str], last: str) -> list[str]:
 @pytest.fixture
 def files(folder, tmp_path):
     model = mi.load_model(folder)
-    vocabulary = [w for w in model.tokenizer.get_vocab() if w.isalnum()]
+    vocabulary = sorted(w for w in model.tokenizer.get_vocab() if w.isalnum())  # of its own it has no order
     plus, minus = tmp_path / "plus.txt", tmp_path / "minus.txt"
     plus.write_text("\n".join(prompts(vocabulary[:20], vocabulary[21])) + "\n", encoding="utf-8")
     minus.write_text("\n".join(prompts(vocabulary[:20], vocabulary[22])) + "\n", encoding="utf-8")
@@ -107,10 +108,16 @@ def test_the_summary_names_the_effect_its_controls_and_the_files(folder, files, 
     given = ("--positive", plus, "--negative", minus, "--out", tmp_path / "out", "--draws", 2, "--limit", 2, "--new", 0)
     out, err = ablate(monkeypatch, capsys, folder, *given)
     text = " ".join(out.split())
-    assert "takes away" in text
-    assert "controls: covariance" in text
+    assert "of the way to the negative ones" in text
+    assert "(controls: " in text
+    assert "covariance " in text
     assert f"Page: {tmp_path / 'out' / 'ablate.html'}" in out
-    assert "mi-ablate apply" in err
+    tried = err.split("Try: ")[1].strip()
+    monkeypatch.setattr(sys, "argv", [*shlex.split(tried), "--new", "2"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code, "what it says to try works"
+    assert "KL(before || after)" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_tokenizer_takes_tokens(folder, tmp_path, monkeypatch, capsys) -> None:
@@ -133,11 +140,12 @@ def test_a_folder_without_a_tokenizer_takes_tokens(folder, tmp_path, monkeypatch
         (["--positive", "PLUS"], "Two sets of prompts are needed: --positive FILE and --negative FILE"),
         (["--positive", "PLUS", "--negative", "MINUS", "--contrast", "mood"], "not both"),
         (["--positive", "PLUS", "--negative", "absent.txt"], "absent.txt"),
-        (["--positive", "PLUS", "--negative", "PLUS"], "one prompt to the model"),
         (["--positive", "PLUS", "--negative", "MINUS", "--answers", "notaword"], "is no single token of this model"),
+        (["--positive", "PLUS", "--negative", "MINUS", "--against", "w1"], "at least one answer that the behaviour"),
         (["--positive", "PLUS", "--negative", "MINUS", "--by", "luck"], "by='luck'"),
         (["--positive", "PLUS", "--negative", "MINUS", "--sites", "resid_past"], "resid_past"),
-        (["--positive", "PLUS", "--negative", "MINUS", "--last", "99"], "99"),
+        (["--positive", "PLUS", "--negative", "MINUS", "--last", "99"], "last=99: the shortest prompt has"),
+        (["--positive", "PLUS", "--negative", "MINUS", "--draws", "0"], "draws=0: it has to be 1 or more"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(folder, files, words, text, tmp_path, monkeypatch, capsys) -> None:
@@ -150,3 +158,28 @@ def test_what_is_wrong_is_one_sentence(folder, files, words, text, tmp_path, mon
     assert text in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists(), "nothing is written where something was wrong"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--negative", "absent.txt"], "absent.txt' is not there"),
+        (["--negative", "PLUS"], "is given for both kinds"),
+        (["--out", "PLUS"], "is a file. Give another folder"),
+        (["--export", "HERE"], "is there already and not an empty folder"),
+        (["--export", "PLUS/edited"], "is a file. Give another folder"),
+    ],
+)
+def test_what_can_be_known_is_said_before_the_model_is_loaded(words, text, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "PLUS").write_text("one\ntwo\n", encoding="utf-8")
+    (tmp_path / "MINUS").write_text("three\nfour\n", encoding="utf-8")
+    (tmp_path / "HERE").mkdir()
+    (tmp_path / "HERE" / "mine").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mi_ablate.loading.load_model", lambda *a, **kw: pytest.fail("loaded"))
+    given = ["--positive", "PLUS", "--negative", "MINUS", "--out", "out", *words]
+    with pytest.raises(SystemExit) as end:
+        ablate(monkeypatch, capsys, "diary", *given)
+    assert end.value.code == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -213,6 +213,18 @@ def test_nothing_to_generate_from(folder: Path, tmp_path: Path) -> None:
         )
 
 
+def test_an_export_that_cannot_be_is_refused_before_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save(tmp_path / "edit.safetensors", folder)
+    with pytest.raises(ValueError, match="500 new ones do not fit"):
+        apply(file, str(folder), ["w5 w6"], new=500, export=tmp_path / "edited")
+    assert not (tmp_path / "edited").exists()
+    monkeypatch.setattr("mi_ablate.applied.load_model", lambda *a, **kw: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match="is there already and not an empty folder"):
+        apply(file, str(folder), ["w5 w6"], export=folder)
+
+
 @pytest.mark.parametrize("hostile", ["\x1b[2J\x1b[31mred", "a\nb\r\b\b", "[bold red]x[/]", "\u202eabc", "x" * 10**6])
 def test_hostile_words_do_not_reach_the_terminal(hostile: str, folder: Path, tmp_path: Path) -> None:
     model = mi.load_model(folder)

@@ -17,8 +17,8 @@ import torch
 from mi_ablate._model_card import edits
 from mi_ablate._prompt_files import Words, read_prompts
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.export import exported
-from mi_ablate.generation import generated
+from mi_ablate.export import check_out, exported
+from mi_ablate.generation import check_length, generated
 from mi_ablate.interventions import Placed
 from mi_ablate.loading import load_model
 from mi_ablate.metrics import kl, noise_floor
@@ -131,17 +131,20 @@ def apply(
 
     """
     card = read_card(path)
+    if export is not None:
+        check_out(model, export)
     report(f"loading {model}")
     loaded, given = _read(model, prompts, chat, dtype, device)
     hooks = load(path, loaded, strict, tokens=given.tokens)
+    room = (getattr(loaded.cfg, "n_ctx", None) or 10**9) - given.tokens.shape[1] + 1
+    count = min(_USUAL, room) if new is None else new
+    check_length(loaded, given.tokens.shape[1], count)
     written: Path | None = None
     if export is not None:
         report(f"exporting to {export}")
         written = exported(loaded, hooks, model, export, card=card)
     report(f"{len(given)} prompts: logits before and after")
     change = _change(loaded, given, hooks)
-    room = (getattr(loaded.cfg, "n_ctx", None) or 10**9) - given.tokens.shape[1] + 1
-    count = min(_USUAL, room) if new is None else new
     texts: list[tuple[str, ...]] = []
     for name, edit in (("before", ()), ("after", hooks)):
 
@@ -162,7 +165,7 @@ def _read(
     from mi_ablate import toys
     from mi_ablate.toys.tasks import labels
 
-    if isinstance(prompts, Path):
+    if isinstance(prompts, Path) and not prompts.is_fifo():  # which can be read but once
         read_prompts(prompts)  # what is wrong with a file is said before the model is loaded
     loaded = load_model(model, dtype=dtype, device=device)
     if model in toys.names() or Path(model).is_file():

@@ -15,6 +15,7 @@ hooks; what differs by more than rounding is not kept. In half precision roundin
 largest logit, so there the comparison tells a wrong edit from a right one only where the edit does more than that.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from mi_ablate._names import layer_of
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.diaries import FOLDER, NAME
 from mi_ablate.interventions import Placed
-from mi_ablate.loading import _known
+from mi_ablate.loading import _folder_config, _known
 from mi_ablate.model import attached, run
 from mi_ablate.store import Card
 from mi_ablate.toys import checkpoints
@@ -77,9 +78,8 @@ def exported(
         RuntimeError: logits of the written folder that are not the hooked model's; the folder is removed.
 
     """
+    check_out(source, out)
     out, source = Path(out), _source(source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and not an empty folder. Give another, or remove it first.")
     hooks = as_hooks(model, edit)
     if tokens is None:
         length = min(16, getattr(model.cfg, "n_ctx", None) or 16)
@@ -109,6 +109,29 @@ def exported(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return out
+
+
+def check_out(source: str | Path, out: str | Path) -> None:
+    """Refuse, before any work, a source that has no layout here and a folder that cannot be written; see `exported`."""
+    out, folder = Path(out), Path(_source(source))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not an empty folder. Give another, or remove it first.")
+    check_writable(out)
+    if folder.is_dir():  # of a name on the Hub, it is known once the model is there
+        _check_kind(_folder_config(folder).get("model_type"))
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that cannot be made, or written to."""
+    there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"{folder} cannot be written: {there} {why}. Give another folder.")
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind not in LAYOUTS:
+        raise ValueError(f"Models of type {kind!r} cannot be exported yet; these can: {', '.join(LAYOUTS)}.")
 
 
 def _source(source: str | Path) -> str:
@@ -148,8 +171,7 @@ def _load(source: str | Path, dtype: torch.dtype | str = "auto") -> Any:
 def _edit(plain: Any, hooks: FwdHooks, scales: Mapping[str, float]) -> None:
     """Write the edit into the parameters of transformers' model, in place."""
     kind = plain.config.model_type
-    if kind not in LAYOUTS:
-        raise ValueError(f"Models of type {kind!r} cannot be exported yet; these can: {', '.join(LAYOUTS)}.")
+    _check_kind(kind)
     placed = [(name, hook.intervention) for name, hook in hooks if isinstance(hook, Placed)]
     if any(name == "hook_embed" for name, _ in placed):
         _untie(plain)

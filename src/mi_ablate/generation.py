@@ -55,7 +55,7 @@ def generated(
     hooks = list(hooks)
     check_rows(hooks, len(prompts))
     tokens, mask = _left(prompts, hooks)
-    _check_length(model, tokens.shape[1], max_new_tokens)
+    check_length(model, tokens.shape[1], max_new_tokens)
     if stop is None:
         end = getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
         stop = () if end is None else (end,)
@@ -151,7 +151,8 @@ def _left(prompts: Prompts, hooks: FwdHooks) -> tuple[Tensor, Tensor]:
     return padded(prompts.rows, "left")
 
 
-def _check_length(model: Any, longest: int, count: int) -> None:
+def check_length(model: HookedModel, longest: int, count: int) -> None:
+    """Refuse a number of new tokens below one, or more than the context holds after the longest prompt."""
     n_ctx = getattr(model.cfg, "n_ctx", None)
     if count < 1:
         raise ValueError(f"max_new_tokens={count}: at least one.")

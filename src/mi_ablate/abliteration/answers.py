@@ -35,6 +35,11 @@ class Answers:
         """log p(T+) - log p(T-) at the last token; log p(T+) - log(1 - p(T+)) where there is no T-."""
         return refusal_score(torch.tensor(self.more), against=torch.tensor(self.less) if self.less else None)
 
+    @property
+    def formula(self) -> str:
+        """The preference in symbols."""
+        return f"log p(T+) - log {'p(T-)' if self.less else '(1 - p(T+))'}"
+
     def table(self) -> list[dict[str, Any]]:
         """Return one row a token."""
         rows = []

@@ -46,8 +46,12 @@ class Measuring:
 
         "within" is drawn from the covariance within the kinds: as large as activations are, and blind to the contrast.
         "covariance" and "pca" see both kinds together: where the contrast is what varies most, they are about it too.
+        Where each kind is one vector (the read token alone tells them apart), "within" is rounding, and left out.
         """
         found = {kind: controls.from_moments(kind, self.moments) for kind in ("covariance", "pca")}
+        spread, of = (float(m.covariance.trace()) for m in (self.within, self.moments))
+        if spread <= 1e-10 * of:
+            return found
         return {"within": controls.from_moments("covariance", self.within), **found}
 
     def effects(self, test: Part, choice: Choice) -> dict[tuple[str, str], Effect]:

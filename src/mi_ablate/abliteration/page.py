@@ -11,12 +11,12 @@ SAYS = {
         'it does" was measured on the third, which took no part before.'
     ),
     "answers": (
-        "The behaviour is what the model says next: the preference log p(T+) - log p(T-) at the last token of a prompt. "
+        "The behaviour is what the model says next: the preference {formula} at the last token of a prompt. "
         "{how} On the test prompts the positive kind scores {gap:.2f} above the negative kind (95 % interval {low:.2f} to "
         "{high:.2f})."
     ),
     "found": "T+ and T- are the tokens whose mean probability differs most between the two kinds of the first part.",
-    "given": "T+ and T- were given.",
+    "given": "The answers were given.",
     "choice": (
         "{tried} candidates: differences of the class means at {sites} sites, {last} last position(s). Bypass: the mean "
         "preference of positive validation prompts with the direction removed from everything that writes to the residual "
@@ -30,7 +30,8 @@ SAYS = {
         "see both kinds together; where the contrast is what varies most they are about it too, and their effect says so. "
         "Variance: the share of the variance there that a direction holds.\n\n"
         "Kl and loss say what happens to everything else: KL(clean || edited) of the next token, and the loss over "
-        'the prompts\' own tokens. "Preference added" adds the direction to negative prompts, at {site}, instead.'
+        "the prompts' own tokens; rounding of the logits alone makes the KL of the last column. "
+        '"Preference added" adds the direction to negative prompts, at {site}, instead.'
     ),
     "curve": (
         "The positive test prompts' preference against the number of directions removed: the chosen one, then the singular "
@@ -57,8 +58,9 @@ def write(found: Abliteration, path: str | Path, command: str) -> Path:
 
     gap, low, high = found.gap
     asked = SAYS["answers"].format(
-        how=SAYS["given" if found.answers.shares is None else "found"], gap=gap, low=low, high=high
-    )
+        how=SAYS["given" if found.answers.shares is None else "found"], gap=gap, low=low, high=high,
+        formula=found.answers.formula,
+    )  # fmt: skip
     settings = found.settings
     choice = SAYS["choice"].format(
         tried=found.choice.tried, sites=len(settings["sites"]), last=settings["last"],
@@ -92,9 +94,15 @@ def summary(found: Abliteration) -> str:
     """Return the result in two or three sentences."""
     gap, low, high = found.gap
     if not found.shown:
+        what = f"the gap is {gap:.2f} (95 % interval {low:.2f} to {high:.2f})"
+        if high < 0:
+            return (
+                f"The model scores positive test prompts below negative ones: {what}. The sets, or the answers, are the "
+                "other way round: swap them and run again."
+            )
         return (
-            f"The model scores the two kinds of test prompts alike: the gap is {gap:.2f} (95 % interval {low:.2f} to "
-            f"{high:.2f}). There is no behaviour to remove, and the numbers below are of a direction that means nothing."
+            f"The model does not score the two kinds of test prompts apart: {what}. There is no behaviour to remove that "
+            "these prompts show, and the numbers below are of a direction that means nothing."
         )
     best, effect = found.choice.best, found.effects["positive", "preference"]
     beside, left = (
@@ -121,7 +129,9 @@ def flat(rows: list[dict[str, Any]], ranges: bool = True) -> list[dict[str, Any]
                 kind = name.removesuffix(" range")
                 low, high = row[name]
                 new[kind] = f"{_short(row[kind])} [{_short(low)}, {_short(high)}]" if ranges else _short(row[kind])
-            elif name not in ("prompts", "measure", "clean", "edited", "low", "high"):
+            elif name not in ("prompts", "measure", "clean", "edited", "low", "high") and (
+                ranges or name != "rounding"
+            ):
                 new.setdefault(name, _short(row[name]))
         shown.append(new)
     columns = list(dict.fromkeys(key for row in shown for key in row))

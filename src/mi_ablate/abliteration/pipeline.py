@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_ablate._judging import Rules
 from mi_ablate._names import resolve_all
 from mi_ablate._types import HookedModel
 from mi_ablate.abliteration.answers import Answers, find_answers
@@ -65,6 +66,7 @@ def abliterate(
     """
     clock = time.perf_counter()
     names = _sites(model, names)
+    _check(contrast, last, by, kl_max, {"draws": draws, "new_tokens": new_tokens, "limit": limit})
     tried = len(names) * last
     costs = cost(contrast, min(limit or tried, tried), ks, draws, answers is None)
     steps = _Steps(model, contrast, batch_size, Count(progress, sum(costs.values())), costs)
@@ -147,6 +149,20 @@ def _sites(model: HookedModel, names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in asked if name not in again)
 
 
+def _check(contrast: Contrast, last: int, by: str, kl_max: int | float | None, counts: dict[str, int | None]) -> None:
+    """Refuse before any work what a later step would."""
+    Rules(by, 0, kl_max, None)
+    for name, value in counts.items():
+        least = 0 if name == "new_tokens" else 1
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}: it has to be {least} or more.")
+    shortest = min(int(part.prompts.attention_mask.sum(1).min()) for part in (contrast.find, contrast.validation))
+    if not 1 <= last <= shortest:
+        raise ValueError(
+            f"last={last}: the shortest prompt has {shortest} tokens, so 1 to {shortest} of the last ones."
+        )
+
+
 def _directions(chosen: Subspace, acts: Tensor, labels: Tensor, count: int) -> Subspace:
     """The chosen direction, then the singular directions of positives minus the negative mean, orthonormal in this order."""
     x = acts.to("cpu", torch.float64)
@@ -170,7 +186,7 @@ def _card(found: Abliteration) -> Card:
         title=f"{found.model}: one direction removed, found at {found.choice.best.site}",
         description=" ".join(said),
         claim={
-            "metric": f"log p(T+) - log p(T-) on {n} positive test prompts, {found.answers!r}",
+            "metric": f"{found.answers.formula} on {n} positive test prompts, {found.answers!r}",
             "rows": found.effects["positive", "preference"].table(),
             "collateral": {name: e.table() for (kind, name), e in found.effects.items() if kind == "negative"},
         },

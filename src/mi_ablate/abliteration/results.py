@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mi_ablate._types import FwdHooks
 from mi_ablate.abliteration.answers import Answers
 from mi_ablate.choosing import Choice
@@ -14,6 +11,9 @@ from mi_ablate.curves import Curve
 from mi_ablate.effects import Effect, interval
 from mi_ablate.store import Card, save
 from mi_ablate.subspace import Subspace
+
+FEW = 8
+"""Fewer test prompts of a kind than this and a bootstrap interval of their mean is clearly too narrow."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,17 +47,33 @@ class Abliteration:
     def warnings(self) -> list[str]:
         """What a reader must know before the numbers."""
         none = "The model does not score the two kinds of test prompts apart: there is no behaviour to remove."
+        turned = "The model scores positive test prompts below negative ones: swap the two sets, or the answers."
         given_up = f"Not every rule could be kept when choosing: {self.choice.relaxed}."
-        return [none] * (not self.shown) + [given_up] * bool(self.choice.relaxed)
+        empty = (
+            f"Within each kind all prompts are alike at {self.choice.best.site}, so no control blind to the contrast can be "
+            "drawn there. Where the read token alone tells the kinds apart, the direction is that token's."
+        )
+        effects = self.effects["positive", "preference"], self.effects["negative", "preference"]
+        few = min(len(e.clean) for e in effects)
+        rough = f"There are only {few} test prompts of a kind, so the intervals in the table are too narrow."
+        said = [turned if self.gap[2] < 0 else none] * (not self.shown) + [given_up] * bool(self.choice.relaxed)
+        return said + [empty] * ("within" not in effects[0].controls) + [rough] * (few < FEW)
 
     @property
     def gap(self) -> tuple[float, float, float]:
-        """The clean score of positive minus that of negative test prompts, with its 95 % bootstrap interval."""
+        """The clean score of positive minus that of negative test prompts, with its 95 % interval over prompts (Welch's t).
+
+        A bootstrap of 2 and 2 prompts would show a gap in 17 % of cases where there is none, not in 2.5 %.
+        """
+        from scipy import stats
+
         plus, minus = (self.effects[kind, "preference"].clean for kind in ("positive", "negative"))
-        generator = torch.Generator().manual_seed(0)
-        draws = torch.stack([_resampled(x, generator) for x in (plus, minus)])
-        low, high = (draws[0] - draws[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return float(plus.mean() - minus.mean()), low, high
+        mean, (a, b) = float(plus.mean() - minus.mean()), (float(x.var()) / len(x) for x in (plus, minus))
+        if a + b == 0:
+            return mean, mean, mean
+        freedom = (a + b) ** 2 / (a**2 / (len(plus) - 1) + b**2 / (len(minus) - 1))
+        half = float(stats.t.ppf(0.975, freedom)) * (a + b) ** 0.5
+        return mean, mean - half, mean + half
 
     @property
     def shown(self) -> bool:
@@ -98,6 +114,8 @@ class Abliteration:
                 row[name] = float(means.mean())
                 if len(means) > 1:
                     row[f"{name} range"] = [float(means.min()), float(means.max())]
+            if effect.floor is not None:
+                row["rounding"] = effect.floor
             rows.append(row)
         return rows
 
@@ -139,8 +157,3 @@ class Abliteration:
             f"Abliteration({self.model}: {best.site} pos {best.pos}, 1 of {self.choice.tried} candidates; "
             f"{self.left():.2f} of the gap left ({beside}))"
         )
-
-
-def _resampled(x: Tensor, generator: torch.Generator, draws: int = 2000) -> Tensor:
-    """Means of bootstrap resamples."""
-    return x[torch.randint(len(x), (draws, len(x)), generator=generator)].mean(1)

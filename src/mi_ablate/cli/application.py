@@ -1,5 +1,6 @@
 """The typer application, its shared options, and how errors leave the program."""
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -34,7 +35,7 @@ def say_progress(line: str) -> None:
 
 def command_line() -> str:
     """Return what the user typed, for cards and pages."""
-    return " ".join(["mi-ablate", *sys.argv[1:]])
+    return shlex.join(["mi-ablate", *sys.argv[1:]])
 
 
 def use_threads(count: int) -> None:

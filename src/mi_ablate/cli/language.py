@@ -1,6 +1,7 @@
 """Commands that find and remove a behaviour of a language model."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,10 @@ def ablate(
     negative: Annotated[Path | None, typer.Option(help="Prompts without it, otherwise alike.")] = None,
     contrast: Annotated[str | None, typer.Option(help="A shipped pair of sets instead, such as sentiment.")] = None,
     answers: Annotated[
-        list[str] | None, typer.Option(metavar="WORD", help="What positive prompts make likelier; found by default.")
+        list[str] | None, typer.Option(metavar="WORD", help="What positive prompts make likelier (repeatable).")
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option(metavar="WORD", help="What negative prompts make likelier.")
+        list[str] | None, typer.Option(metavar="WORD", help="What negative prompts make likelier; with --answers.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for ablate.html and edit.safetensors.")] = Path("out"),
     export: Annotated[Path | None, typer.Option(help="Also write the edited model as a Hugging Face folder.")] = None,
@@ -55,9 +56,10 @@ def ablate(
     from mi_ablate.prompts import contrasted
 
     sides = _sides(positive, negative, contrast)
+    _check_places(model, out, export)
     loaded = load_model(model, dtype=dtype, device=device)
     prompts = contrasted(loaded, *sides, seed=seed, chat=chat)
-    told = None if not answers else given_answers(loaded, answers, against or ())
+    told = given_answers(loaded, answers or (), against or ()) if answers or against else None
     with _bar(shown=not as_json) as progress:
         found = abliterate(
             loaded, prompts, answers=told, names=sites or ("resid_pre", "resid_post"), last=last, by=by, kl_max=kl_max,
@@ -72,8 +74,16 @@ def ablate(
     if as_json:
         typer.echo(json.dumps({**found.to_json(), **places}))
         return
-    _say(found, places)
-    typer.echo(f"Try: mi-ablate apply {places['edit']} --model {model}", err=True)
+    _say(found, places, ["--model", model, "--prompt", prompts.test.prompts.text[0]])
+
+
+def _check_places(model: str, out: Path, export: Path | None) -> None:
+    """Refuse what cannot be written before the model is loaded."""
+    from mi_ablate.export import check_out, check_writable
+
+    check_writable(out)
+    if export is not None:
+        check_out(model, export)
 
 
 def _written(found: "Abliteration", out: Path) -> dict[str, str]:
@@ -84,14 +94,15 @@ def _written(found: "Abliteration", out: Path) -> dict[str, str]:
     return {"page": str(written), "edit": str(found.save(out / "edit.safetensors"))}
 
 
-def _say(found: "Abliteration", places: dict[str, str]) -> None:
-    """Print the summary and where everything is."""
+def _say(found: "Abliteration", places: dict[str, str], on: list[str]) -> None:
+    """Print the summary, where everything is, and what to try next."""
     from mi_ablate.abliteration.page import print_summary
 
     print_summary(found)
     typer.echo("")
     for name, place in places.items():
         typer.echo(f"{name.capitalize()}: {place}")
+    typer.echo(f"Try: {shlex.join(['mi-ablate', 'apply', places['edit'], *on])}", err=True)
 
 
 def _sides(positive: Path | None, negative: Path | None, contrast: str | None) -> "tuple[Source, Source]":
@@ -104,6 +115,13 @@ def _sides(positive: Path | None, negative: Path | None, contrast: str | None) -
         return contrasts.load(contrast)
     if positive is None or negative is None:
         raise ValueError("Two sets of prompts are needed: --positive FILE and --negative FILE, or --contrast NAME.")
+    from mi_ablate.prompts import read_prompts
+
+    for file in (positive, negative):
+        if not file.is_fifo():  # which can be read but once
+            read_prompts(file)  # what is wrong with a file is said before the model is loaded
+    if positive.samefile(negative):
+        raise ValueError(f"{positive} is given for both kinds: two files are needed that differ in the behaviour.")
     return positive, negative
 
 
