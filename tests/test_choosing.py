@@ -138,7 +138,7 @@ def test_what_is_left_out_of_a_pass_changes_nothing(monkeypatch, norm: str | Non
         model.blocks[layer].register_forward_hook(lambda *_, layer=layer: ran.__setitem__(layer, ran[layer] + 1))
     quick = choose(model, found, tokens, labels, SCORE, kl_max=None)
     few, ran[:] = list(ran), [0, 0, 0]
-    monkeypatch.setattr("mi_ablate._scores._same", lambda a, b: False)
+    monkeypatch.setattr("mi_ablate._scores.agree", lambda a, b: False)
     whole = choose(model, found, tokens, labels, SCORE, kl_max=None)
     for a, b in zip(quick.table(), whole.table(), strict=True):
         assert a == pytest.approx(b, abs=1e-10)
@@ -262,11 +262,21 @@ def test_where_the_behaviour_is_not_there_the_rule_of_the_induction_is_not_appli
     choice = choose(model, found, tokens, ~labels, SCORE)
     assert choice.relaxed == "induce_min does not apply (the clean metric is no higher on the positive prompts)"
     figure = choice.plot()
+    assert tuple(figure.layout.xaxis.range) == (-0.5, 1.5), "crosses do not widen it"
     label = figure.layout.coloraxis.colorbar.title.text.replace("<br>", " ")
     assert label.strip() == "metric, below that of no edit"
     assert "share" not in label
     row = next(row for row in choice.table() if (row["layer"], row["pos"]) == (0, -1))
     assert figure.data[0].z[0][1] == pytest.approx(choice.clean["bypass"] - row["bypass"])
+
+
+def test_the_embeddings_stand_above_the_layers(model) -> None:
+    found = find.candidates(model, *behaving(40, 0), ("resid_pre", "hook_embed"), pos=1)
+    figure = choose(model, found, *behaving(30, 1), SCORE).plot()
+    assert list(figure.layout.yaxis.ticktext) == [
+        "hook_embed",
+        *(f"blocks.{layer}.hook_resid_pre" for layer in range(3)),
+    ]
 
 
 @pytest.mark.compat

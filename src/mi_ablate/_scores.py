@@ -20,7 +20,7 @@ from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks
 from mi_ablate.metrics import PositionMetric, kl, noise_floor
 from mi_ablate.model import attached, default_batch_size, rows_of, run
-from mi_ablate.replay import _read, _same
+from mi_ablate.replay import agree, where_read
 
 _KL = kl()
 
@@ -144,11 +144,11 @@ class Passes:
             acts = torch.cat([self._clean[:start], acts])  # type: ignore[index]
         if self._short:
             return (*self._unembedded(out, mask), acts)
-        return out if self.metric is None else _read(out, mask, self.metric), _at(out, -1, mask), acts
+        return out if self.metric is None else where_read(out, mask, self.metric), _at(out, -1, mask), acts
 
     def _resumable(self, rows: Tensor, clean: Float[Tensor, "b v"]) -> bool:
         """Whether passes that begin at a block, any of those kept, end as the whole one did."""
-        return all(_same(self._run(rows, [], reads=False, start=layer)[1], clean) for layer in self._below)
+        return all(agree(self._run(rows, [], reads=False, start=layer)[1], clean) for layer in self._below)
 
     def _unembedded(self, stream: Float[Tensor, "b p d"], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The logits at the metric's position, wherever it will look, and at the last real token."""
@@ -171,7 +171,7 @@ class Passes:
         with torch.no_grad():
             stream = run(model, self.tokens[probe], mask, stop_at_layer=model.cfg.n_layers)
             whole = run(model, self.tokens[probe], mask)
-        return _same(self._unembedded(stream, mask)[1], _at(whole, -1, mask))
+        return agree(self._unembedded(stream, mask)[1], _at(whole, -1, mask))
 
     def _batches(self, index: Int[Tensor, " m"]) -> Iterator[Int[Tensor, " b"]]:
         yield from index.split(self.batch_size or default_batch_size(self.model, self.tokens.shape[1]))

@@ -82,13 +82,13 @@ class Choice:
         from mi_ablate.figures import heat
 
         flow = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-        places = sorted({(row["layer"] or 0, row["site"], row["head"]) for row in self.rows}, key=str)
+        places = sorted({_place(row) for row in self.rows}, key=str)
         places.sort(key=lambda place: (place[0], [not place[1].endswith(name) for name in flow]))
         columns = sorted({row["pos"] for row in self.rows}, key=lambda pos: (pos < 0, pos))
         values = torch.full((len(places), len(columns)), float("nan"), dtype=torch.float64)
         refused = []
         for row in self.rows:
-            i, j = places.index((row["layer"] or 0, row["site"], row["head"])), columns.index(row["pos"])
+            i, j = places.index(_place(row)), columns.index(row["pos"])
             values[i, j] = float("nan") if row[self.by] is None else self._share(row)
             refused += [] if row["kept"] else [(j + 0.4, i - 0.3, f"refused: {row['why']}")]
         names = [site if head is None else f"{site} head {head}" for _, site, head in places]
@@ -103,6 +103,7 @@ class Choice:
         figure.data[0].hovertext = [["not run" if g else t for t, g in zip(*line)] for line in zip(over, gone)]
         x, y, text = zip(*refused) if refused else ((), (), ())
         cross = {"symbol": "x-thin", "size": 8, "line": {"width": 2}}
+        figure.update_xaxes(range=[-0.5, len(columns) - 0.5], autorange=False)
         figure.update_yaxes(range=[len(places) - 0.5, -0.5], autorange=False)
         figure.add_scatter(x=x, y=y, text=text, mode="markers", marker=cross, hoverinfo="text", showlegend=False)
         return figure
@@ -128,6 +129,11 @@ class Choice:
         scores = ", ".join(f"{what} {best[what]:.3g}" for what in ("bypass", "kl", "cosmic") if best[what] is not None)
         where = f"{self.best.site}[{self.best.pos}]" + ("" if self.best.head is None else f" head {self.best.head}")
         return f"Choice({where[-42:]} of {self.tried}: {scores}{'; rules relaxed' if self.relaxed else ''})"[:119]
+
+
+def _place(row: dict[str, Any]) -> tuple[int, str, int | None]:
+    """Where a row stands in the heat map; the embeddings come before the layers."""
+    return -1 if row["layer"] is None else row["layer"], row["site"], row["head"]
 
 
 def choose(

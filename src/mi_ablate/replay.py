@@ -112,7 +112,7 @@ def replay(
 
     def whole(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
         with attached(model, edits):
-            return _read(run(model, *state), state[1], metric)
+            return where_read(run(model, *state), state[1], metric)
 
     batches: list[Batch] = []
     for part, mask in split(model, tokens, attention_mask, batch_size):
@@ -138,7 +138,7 @@ def from_layer(
 
     def above(state: tuple[Tensor, Tensor | None], edits: FwdHooks) -> Tensor:
         with attached(model, edits):
-            return _read(run(model, *state, start_at_layer=layer), state[1], metric)
+            return where_read(run(model, *state, start_at_layer=layer), state[1], metric)
 
     if attention_mask is None:
         attention_mask = left_padding(model, tokens, False)  # which the model derives itself, but not from a stream
@@ -148,14 +148,14 @@ def from_layer(
         kept = collect(model, part, name, pos=None, attention_mask=mask, batch_size=len(part))[name]
         if not batches:
             with torch.no_grad():
-                if not _same(above((kept, mask), []), _read(run(model, part, mask), mask, metric)):
+                if not agree(above((kept, mask), []), where_read(run(model, part, mask), mask, metric)):
                     return None
         batches.append((_next_rows(batches, len(part)), (kept, mask), above))
     return Replay(f"from layer {layer}", tuple(batches), len(tokens))
 
 
-def _read(logits: Tensor, mask: Tensor | None, metric: Callable[..., Tensor]) -> Tensor:
-    """The logits with those at the metric's position, which counts real tokens, wherever it will look."""
+def where_read(logits: Tensor, mask: Tensor | None, metric: Callable[..., Tensor]) -> Tensor:
+    """Return the logits with those at the metric's position, which counts real tokens, wherever it will look."""
     if mask is None or not isinstance(metric, PositionMetric):
         return logits
     return resolve(metric.pos, logits, None, Window(0, mask.bool())).take(logits)[:, None].expand_as(logits)
@@ -183,7 +183,7 @@ def _readout(model: Any, tokens: Tensor, batch_size: int | None) -> Replay | Non
     acts = collect(model, tokens, name, pos=-1, batch_size=batch_size)[name][:, None]
     probe = slice(0, min(8, len(tokens)))
     with torch.no_grad():
-        if not _same(logits(acts[probe], []), run(model, tokens[probe])[:, -1:]):
+        if not agree(logits(acts[probe], []), run(model, tokens[probe])[:, -1:]):
             return None
     size = batch_size or min(2048, default_batch_size(model, 1))
     parts = [(rows, acts[rows], logits) for rows in torch.arange(len(tokens)).split(size)]
@@ -218,7 +218,7 @@ def _last_position(model: Any, tokens: Tensor, batch_size: int | None) -> Replay
             cache.freeze()
             if not batches:
                 probe = run(model, part[:8])[:, -1:]
-                if not _same(logits((part[:, -1:], cache), [])[:8], probe):
+                if not agree(logits((part[:, -1:], cache), [])[:8], probe):
                     return None
         batches.append((rows, (part[:, -1:], cache), logits))
     return Replay("last position", tuple(batches), len(tokens))
@@ -240,5 +240,6 @@ def _cache_class() -> Any:
     return None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Return whether a short way gave the logits of an ordinary pass, within what other orders of summing change."""
     return a.shape == b.shape and bool((a - b).abs().max() <= _SAME * b.abs().max().clamp(min=1e-6))

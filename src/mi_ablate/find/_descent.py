@@ -14,7 +14,7 @@ from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks, Hook
 from mi_ablate.metrics import kl
 from mi_ablate.model import attached, default_batch_size, run, writers
-from mi_ablate.replay import _read
+from mi_ablate.replay import where_read
 
 _KL = kl()
 
@@ -83,7 +83,7 @@ class Problem:
 
     def _metric(self, logits: Tensor, rows: Tensor) -> Tensor:
         mask = None if self.mask is None else self.mask[rows]
-        return self.metric(_read(logits, mask, self.metric), None, rows)
+        return self.metric(where_read(logits, mask, self.metric), None, rows)
 
     def _last(self, logits: Tensor, rows: Tensor) -> Float[Tensor, "b 1 v"]:
         mask = None if self.mask is None else self.mask[rows].bool()
