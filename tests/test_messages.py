@@ -520,8 +520,8 @@ def test_a_missing_writer_is_named() -> None:
 
 
 def test_an_unknown_public_name_raises_as_python_does() -> None:
-    with pytest.raises(AttributeError, match="module 'mi_ablate' has no attribute 'abliterate'"):
-        _ = mi.abliterate
+    with pytest.raises(AttributeError, match="module 'mi_ablate' has no attribute 'obliterate'"):
+        _ = mi.obliterate
 
 
 TESTS = Path(__file__).parent
