@@ -212,7 +212,7 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
     if not made:
         if strict:
             raise ArtefactError(
-                f"{path} does not say which model it was made on. Load with strict=False to use it anyway."
+                f"{path} does not say which model it was made on. Load with strict=False (mi-ablate apply --loose) to use it anyway."
             )
         return
     here = fingerprint(model)
@@ -224,7 +224,7 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
         raise ArtefactError(f"{path} was made on another architecture: {said}.")
     if strict and made["weights"] != here["weights"]:
         raise ArtefactError(
-            f"{path} was made on the same architecture with other weights. Load with strict=False to use it anyway, "
+            f"{path} was made on the same architecture with other weights. Load with strict=False (mi-ablate apply --loose) to use it anyway, "
             "and measure its effect again."
         )
 
