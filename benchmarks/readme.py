@@ -117,7 +117,7 @@ def speed() -> str:
         + grids()
         + "\n\nOne thread, process CPU time, interleaved in shuffled order, median [quartiles] of the ratio a round; each "
         "script checks the answer before it times. `python benchmarks/hook_overhead.py --write`, `removal.py`, "
-        "`train_step.py`, `stacked_step.py`, `candidates.py`, `bake.py`; the lines are in `benchmarks/results/`."
+        "`train_step.py`, `stacked_step.py`, `candidates.py`, `ablate.py`, `bake.py`; the lines are in `benchmarks/results/`."
     )
 
 
@@ -131,6 +131,15 @@ def abliteration() -> list[dict]:
         memory = f"grows the process by {grown[name][most]:.0f} MiB with {most} prompts"
         what = f"{found['candidates']} candidate directions, GPT-2 small size, {name} ({memory})"
         rows.append({"what": what, "against": "the bare forward passes", "CPU time": ratio(found["table"][name])})
+    whole = newest("ablate", "what")
+    timed, grown = whole.pop("time"), next(iter(whole.values()))["grown"]
+    few, many = sorted(grown, key=int)
+    what = (
+        f"the whole of `mi-ablate ablate`, GPT-2 small size, {timed['prompts']}, {timed['candidates']} candidates (grows the "
+        f"process by {grown[few]:.0f} MiB with {few} prompts, {grown[many]:.0f} MiB with {many})"
+    )
+    against = f"ordinary forward passes of as many prompts ({timed['prompt_passes']:,})"
+    rows.append({"what": what, "against": against, "CPU time": f"{timed['ratio']:.2f} x (one run)"})
     for baked in newest("bake", "benchmark").values():
         ours = baked["table"]["mi_ablate.bake_"]
         what = f"one direction baked into {baked['model']}, in float64: {ours['median_s']:.2f} s"

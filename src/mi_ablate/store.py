@@ -30,6 +30,7 @@ _FIELDS: dict[type[Intervention], tuple[str, ...]] = {
     Erase: ("writer", "reader", "centre", "strength", "gate"),
 }
 _CLASSES = {cls.__name__: cls for cls in _FIELDS}
+_ANYWAY = "Load with strict=False (mi-ablate apply --loose) to use it anyway"
 _SHAPE = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "act_fn", "attn_only")
 
 
@@ -212,7 +213,7 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
     if not made:
         if strict:
             raise ArtefactError(
-                f"{path} does not say which model it was made on. Load with strict=False (mi-ablate apply --loose) to use it anyway."
+                f"{path} does not say which model it was made on. {_ANYWAY}."
             )
         return
     here = fingerprint(model)
@@ -224,7 +225,7 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
         raise ArtefactError(f"{path} was made on another architecture: {said}.")
     if strict and made["weights"] != here["weights"]:
         raise ArtefactError(
-            f"{path} was made on the same architecture with other weights. Load with strict=False (mi-ablate apply --loose) to use it anyway, "
+            f"{path} was made on the same architecture with other weights. {_ANYWAY}, "
             "and measure its effect again."
         )
 
