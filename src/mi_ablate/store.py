@@ -212,9 +212,7 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
     made = header.get("model") or {}
     if not made:
         if strict:
-            raise ArtefactError(
-                f"{path} does not say which model it was made on. {_ANYWAY}."
-            )
+            raise ArtefactError(f"{path} does not say which model it was made on. {_ANYWAY}.")
         return
     here = fingerprint(model)
     other = {
@@ -225,8 +223,7 @@ def _check_model(path: str | Path, header: dict[str, Any], model: HookedModel, s
         raise ArtefactError(f"{path} was made on another architecture: {said}.")
     if strict and made["weights"] != here["weights"]:
         raise ArtefactError(
-            f"{path} was made on the same architecture with other weights. {_ANYWAY}, "
-            "and measure its effect again."
+            f"{path} was made on the same architecture with other weights. {_ANYWAY}, and measure its effect again."
         )
 
 
