@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mi_ablate as mi
 from mi_ablate import Ablate, Subspace, attached, contrasts, diaries, effect, kl, writers
-from mi_ablate.abliteration import Answers, abliterate, find_answers, given_answers
+from mi_ablate.abliteration import Answers, abliterate, find_answers, given_answers, tuned
 from mi_ablate.abliteration.answers import last_logits
 from mi_ablate.abliteration.page import flat, summary, write
 from mi_ablate.abliteration.scores import scored
@@ -324,3 +324,35 @@ def test_the_mood_of_the_shipped_model_is_found_and_removed() -> None:
     assert mood.left("within") > 0.5
     assert float(mood.effects["negative", "kl"].edited.mean()) < 0.05
     assert mood.effects["negative", "preference added"].edited.mean() > 1
+
+
+def test_tuning_goes_on_from_a_result_and_is_measured_on_prompts_that_it_has_not_seen(
+    model, contrast, found, tmp_path
+) -> None:
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    loose = replace(found, settings={**found.settings, "kl_max": None})  # random weights: every edit moves the others
+    better = tuned(model, contrast, loose, trials=4, path=tmp_path / "trials.journal")
+    row = next(row for row in better.search.trials if row["trial"] == better.kept)
+    assert row["left"] == min(trial["left"] for trial in better.search.trials)
+    plus = contrast.test.positives
+    alone = effect(
+        model,
+        plus.tokens,
+        better.search.hooks(better.kept),
+        found.answers.metric,
+        controls={},
+        attention_mask=plus.attention_mask,
+    )
+    assert torch.allclose(better.effects["positive", "preference"].edited, alone.edited, atol=1e-9)
+    assert (
+        better.effects["positive", "preference"].controls.keys()
+        == found.effects["positive", "preference"].controls.keys()
+    )
+    again = tuned(model, contrast, loose, trials=4, path=tmp_path / "trials.journal")
+    assert again.search.trials == better.search.trials, "the file held them all"
+    assert json.loads(json.dumps(better.to_json()))["tuning"]["kept"] == better.kept
+    assert f"trial {better.kept} of 4" in write(better, tmp_path / "ablate.html", "x").read_text()
+    assert f"trial {better.kept} of 4" in better.card.description
+    assert found.search is None
+    with pytest.raises(ValueError, match="No trial has a KL of at most"):
+        tuned(model, contrast, replace(found, settings={**found.settings, "kl_max": 1e-12}), trials=1)

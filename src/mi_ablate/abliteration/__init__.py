@@ -11,7 +11,7 @@ else too (length, topic): that is removed as well. A behaviour that survives res
 """
 
 from mi_ablate.abliteration.answers import Answers, find_answers, given_answers
-from mi_ablate.abliteration.pipeline import abliterate
+from mi_ablate.abliteration.pipeline import abliterate, tuned
 from mi_ablate.abliteration.results import Abliteration
 
-__all__ = ["Abliteration", "Answers", "abliterate", "find_answers", "given_answers"]
+__all__ = ["Abliteration", "Answers", "abliterate", "find_answers", "given_answers", "tuned"]

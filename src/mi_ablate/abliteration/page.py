@@ -23,6 +23,11 @@ SAYS = {
         "stream; low is good. Induce: the preference of negative prompts with it added; high is good. KL: how far the other "
         "prompts' next token moves. Cosmic: the same question asked of activations, without outputs.\n\n{relaxed}"
     ),
+    "tuning": (
+        "Strengths by component and a real-valued layer, searched on the validation prompts: the share of the behaviour left "
+        "against the KL on negative prompts. Trial {kept} is what is measured below. The best of {n} trials is better there "
+        "than elsewhere; the table below says what it is on prompts that the search has not seen."
+    ),
     "effects": (
         "The chosen direction is removed from every writer at all positions (the same edit as in the weights). Controls are "
         'single directions removed in the same way: "within" is drawn from the covariance of the stream at {site} about the '
@@ -67,6 +72,10 @@ def write(found: Abliteration, path: str | Path, command: str) -> Path:
         relaxed=" ".join(found.warnings[not found.shown :]),
     )  # fmt: skip
     effects = SAYS["effects"].format(site=found.choice.best.site, draws=settings["draws"])
+    search = []
+    if found.search is not None:
+        said = SAYS["tuning"].format(kept=found.kept, n=len(found.search.trials))
+        search = [Section("Tuning", said, [found.search.plot(), _rounded(found.search.table()[:15])])]
     curve = [] if found.curve is None else [Section("How many directions", SAYS["curve"], [found.curve.plot()])]
     words = [] if found.explanation is None else [Section("In words", SAYS["words"], [found.explanation])]
     texts = (
@@ -77,6 +86,7 @@ def write(found: Abliteration, path: str | Path, command: str) -> Path:
         Section("The prompts", SAYS["prompts"], [[{"part": k, **v} for k, v in found.prompts.items()]]),
         Section("The behaviour", asked, [found.answers.table()]),
         Section("Which direction", choice, [found.choice.plot(), _rounded(found.choice.table()[:15])]),
+        *search,
         Section(
             "What removing it does", effects, [found.effects["positive", "preference"].plot(), flat(found.table())]
         ),
@@ -110,8 +120,9 @@ def summary(found: Abliteration) -> str:
     )
     collateral = found.effects["negative", "kl"]
     moved = ", ".join(f"{name} {float(x.mean()):.3g}" for name, x in collateral.controls.items())
+    how = "" if found.search is None else f", at the strengths of trial {found.kept} of {len(found.search.trials)}"
     return (
-        f"Removing one direction, found at {best.site} (position {best.pos}) and chosen among {found.choice.tried}, takes "
+        f"Removing one direction, found at {best.site} (position {best.pos}) and chosen among {found.choice.tried}{how}, takes "
         f"positive prompts {found.removed():.2f} of the way to the negative ones (controls: {beside}). The two kinds still "
         f"differ by {found.left():.2f} of what they did ({left}). On negative prompts the next token moves by a KL of "
         f"{float(collateral.edited.mean()):.3g} nats ({moved})."

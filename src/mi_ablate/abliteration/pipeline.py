@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from mi_ablate.moments import Moments
 from mi_ablate.prompts import Contrast, Part
 from mi_ablate.store import Card
 from mi_ablate.subspace import Subspace
+from mi_ablate.tuning import Tuned, tune
 
 
 def abliterate(
@@ -74,8 +76,61 @@ def abliterate(
     answers = answers or steps.answers()
     choice = steps.choice(steps.grid(names, last), answers, rules)
     settings = {"sites": list(names), "last": last, **rules, "ks": list(ks), "draws": draws, "new_tokens": new_tokens}
+    settings["batch_size"] = batch_size
     found = steps.measured(choice, answers, settings, Card.of(model, "", command=command))
     return replace(found, card=_card(found), seconds=time.perf_counter() - clock)
+
+
+def tuned(
+    model: HookedModel,
+    contrast: Contrast,
+    found: Abliteration,
+    *,
+    trials: int = 60,
+    path: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Abliteration:
+    """Search strengths by component and a real-valued layer from a finished result on, and measure the best trial instead.
+
+    The search sees validation prompts alone (`mi_ablate.tune`, extra ``tune``); of the trials within the result's ``kl_max``
+    the one with the least behaviour left is measured on the test prompts, beside the same controls. The curve stays that of
+    plain removals.
+
+    Args:
+        model: as for `abliterate`.
+        contrast: the same prompts.
+        found: what `abliterate` returned.
+        trials: in all, those in the file included.
+        path: a journal to keep trials in and to go on from.
+        progress: called as the prompts go through the model.
+
+    Raises:
+        ImportError: optuna is missing. ValueError: a file of another search, no trial within ``kl_max``.
+
+    """
+    clock, settings = time.perf_counter(), found.settings
+    draws = settings["draws"]
+    costs = cost(contrast, 0, (), draws, answers=False) | {
+        "choice": 0,
+        "tuning": trials * len(contrast.validation.prompts),
+    }
+    steps = _Steps(model, contrast, settings["batch_size"], Count(progress, sum(costs.values())), costs)
+    search = steps.tuned(steps.grid(settings["sites"], settings["last"]), found, trials, path)
+    limit = settings["kl_max"]
+    kept = search.best(float("inf") if limit is None else limit)["trial"]
+    choice = replace(found.choice, hooks=search.hooks(kept))
+    measuring, _ = steps.measuring(choice, found.answers, draws)
+    better = replace(
+        found,
+        choice=choice,
+        effects=measuring.effects(contrast.test, choice),
+        generations=measuring.generations(contrast.test, choice.hooks, settings["new_tokens"]),
+        search=search,
+        kept=kept,
+        settings=settings | {"trials": trials},
+        passes=found.passes + steps.count.done,
+    )
+    return replace(better, card=_card(better), seconds=found.seconds + time.perf_counter() - clock)
 
 
 @dataclass(frozen=True)
@@ -106,14 +161,9 @@ class _Steps:
         return self._share("choice", lambda tick: choose(*given, progress=tick, **options))
 
     def measured(self, choice: Choice, answers: Answers, settings: dict[str, Any], card: Card) -> Abliteration:
-        find, test, best, ks = self.contrast.find, self.contrast.test, choice.best, settings["ks"]
-        acts = collect(self.model, find.prompts.tokens, best.site, pos=best.pos, **self._options(find))[best.site]
-        self.count.add("directions", self.costs["directions"])
-        directions = _directions(choice.subspace, acts, find.labels, max([1, *ks]))
-        moments, within = Moments().update(acts), Moments()
-        for kind in (find.labels, ~find.labels):
-            within.update(acts[kind].double() - acts[kind].double().mean(0))
-        measuring = Measuring(self.model, answers, moments, within, settings["draws"], self.batch_size, self.count)
+        test, best, ks = self.contrast.test, choice.best, settings["ks"]
+        measuring, acts = self.measuring(choice, answers, settings["draws"])
+        directions = _directions(choice.subspace, acts, self.contrast.find.labels, max([1, *ks]))
         mask = test.prompts.attention_mask
         return Abliteration(
             model=str(getattr(self.model.cfg, "model_name", "model")),
@@ -131,6 +181,21 @@ class _Steps:
             card=card,
             passes=self.count.done,
         )
+
+    def measuring(self, choice: Choice, answers: Answers, draws: int) -> tuple[Measuring, Tensor]:
+        """What measures on test prompts, and the activations that its controls are drawn from."""
+        find, best = self.contrast.find, choice.best
+        acts = collect(self.model, find.prompts.tokens, best.site, pos=best.pos, **self._options(find))[best.site]
+        self.count.add("directions", self.costs["directions"])
+        moments, within = Moments().update(acts), Moments()
+        for kind in (find.labels, ~find.labels):
+            within.update(acts[kind].double() - acts[kind].double().mean(0))
+        return Measuring(self.model, answers, moments, within, draws, self.batch_size, self.count), acts
+
+    def tuned(self, grid: Candidates, found: Abliteration, trials: int, path: str | Path | None) -> Tuned:
+        part, options = self.contrast.validation, self._options(self.contrast.validation)
+        given = (self.model, grid, found.choice.best, part.prompts.tokens, part.labels, found.answers.metric)
+        return self._share("tuning", lambda tick: tune(*given, trials=trials, path=path, progress=tick, **options))
 
     def _options(self, part: Part) -> dict[str, Any]:
         return {"attention_mask": part.prompts.attention_mask, "batch_size": self.batch_size}
@@ -181,6 +246,7 @@ def _card(found: Abliteration) -> Card:
     """What the saved edit carries: what is claimed, beside its controls and its cost."""
     n = found.prompts["test"]["positive"]
     said = [*found.warnings, f"1 of {found.choice.tried} candidates, chosen by {found.settings['by']}."]
+    said += [f"Strengths and layer are trial {found.kept} of {found.settings['trials']}."] if found.search else []
     return replace(
         found.card,
         title=f"{found.model}: one direction removed, found at {found.choice.best.site}",

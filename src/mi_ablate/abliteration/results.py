@@ -11,6 +11,7 @@ from mi_ablate.curves import Curve
 from mi_ablate.effects import Effect, interval
 from mi_ablate.store import Card, save
 from mi_ablate.subspace import Subspace
+from mi_ablate.tuning import Tuned
 
 FEW = 8
 """Fewer test prompts of a kind than this and a bootstrap interval of their mean is clearly too narrow."""
@@ -37,10 +38,13 @@ class Abliteration:
     seconds: float = 0.0
     passes: int = 0
     """Prompts that went through the model, in all, the example generations apart."""
+    search: Tuned | None = None
+    """The trials of `tuned`; the effects are then those of trial ``kept``."""
+    kept: int | None = None
 
     @property
     def hooks(self) -> FwdHooks:
-        """The removal that was measured: `Ablate` of the direction at every writer."""
+        """The removal that was measured: `Ablate` of the direction at every writer, at the strengths of a trial where tuned."""
         return self.choice.hooks
 
     @property
@@ -139,6 +143,7 @@ class Abliteration:
             "curve": None if self.curve is None else self.curve.table(),
             "generations": self.generations,
             "warnings": self.warnings,
+            "tuning": None if self.search is None else {"kept": self.kept, "trials": self.search.table()},
             "settings": self.settings,
             "seconds": round(self.seconds, 1),
             "prompt_passes": self.passes,

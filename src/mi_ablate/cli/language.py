@@ -12,8 +12,13 @@ import typer
 from mi_ablate.cli.application import AsJson, Threads, app, command_line, use_threads
 
 if TYPE_CHECKING:
+    from mi_ablate._types import HookedModel
     from mi_ablate.abliteration import Abliteration
-    from mi_ablate.prompts import Source
+    from mi_ablate.prompts import Contrast, Source
+
+
+JOURNAL = "tuning.journal"
+"""What ``--tune`` keeps its trials in, in the folder of the page, to go on from."""
 
 
 @app.command()
@@ -40,6 +45,7 @@ def ablate(
     by: Annotated[str, typer.Option(help="Choose by bypass (outputs) or cosmic (activations).")] = "bypass",
     kl_max: Annotated[float, typer.Option(help="Largest KL on negative prompts.")] = 0.1,
     limit: Annotated[int | None, typer.Option(help="Try only so many candidates.")] = None,
+    trials: Annotated[int | None, typer.Option("--tune", metavar="TRIALS", help="Then tune; again to go on.")] = None,
     draws: Annotated[int, typer.Option(help="Seeds of the covariance-drawn control.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the shuffle that deals the prompts into parts.")] = 0,
     chat: Annotated[bool | None, typer.Option(help="Fill prompts into the tokenizer's chat template.")] = None,
@@ -51,7 +57,7 @@ def ablate(
 ) -> None:
     """Find the direction that tells two sets of prompts apart, remove it, and measure that beside controls."""
     use_threads(threads)
-    from mi_ablate.abliteration import abliterate, given_answers
+    from mi_ablate.abliteration import abliterate, given_answers, tuned
     from mi_ablate.loading import load_model
     from mi_ablate.prompts import contrasted
 
@@ -65,15 +71,14 @@ def ablate(
             loaded, prompts, answers=told, names=sites or ("resid_pre", "resid_post"), last=last, by=by, kl_max=kl_max,
             limit=limit, draws=draws, new_tokens=new, batch_size=batch_size, progress=progress, command=command_line(),
         )  # fmt: skip
+        if trials is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            found = tuned(loaded, prompts, found, trials=trials, path=out / JOURNAL, progress=progress)
     places = _written(found, out)
     if export is not None:
-        from mi_ablate.export import exported
-
-        tokens = prompts.test.prompts.tokens[:4]
-        places["folder"] = str(exported(loaded, found.hooks, model, export, card=found.card, tokens=tokens))
+        places["folder"] = _exported(loaded, found, model, export, prompts)
     if as_json:
-        typer.echo(json.dumps({**found.to_json(), **places}))
-        return
+        return typer.echo(json.dumps({**found.to_json(), **places}))
     _say(found, places, ["--model", model, "--prompt", prompts.test.prompts.text[0]])
 
 
@@ -92,6 +97,14 @@ def _written(found: "Abliteration", out: Path) -> dict[str, str]:
 
     written = page.write(found, out / "ablate.html", command=command_line())
     return {"page": str(written), "edit": str(found.save(out / "edit.safetensors"))}
+
+
+def _exported(loaded: "HookedModel", found: "Abliteration", source: str, export: Path, prompts: "Contrast") -> str:
+    """The edited model as a folder, compared with the hooks on test prompts."""
+    from mi_ablate.export import exported
+
+    tokens = prompts.test.prompts.tokens[:4]
+    return str(exported(loaded, found.hooks, source, export, card=found.card, tokens=tokens))
 
 
 def _say(found: "Abliteration", places: dict[str, str], on: list[str]) -> None:
