@@ -1,5 +1,6 @@
 """The measures of one trained toy: planted models whose numbers are known, agreement with the core, and hard cases."""
 
+import functools
 import json
 import math
 import re
@@ -207,11 +208,18 @@ def test_an_operation_without_held_out_pairs_is_left_out() -> None:
 # Agreement with the core
 
 
+@functools.cache
+def two_layers() -> tuple[Subject, Data, dict[str, Any]]:
+    """A subject, its data, and its curves of every ablation and norm, which one measuring gives at once."""
+    config = HARD["two layers, LayerNorm"]
+    subject = untrained(config)
+    return subject, Data(config, "cpu"), measure(subject, ["last_residual", "every_site"])
+
+
 @pytest.mark.parametrize("norms", ["live", "frozen"])
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 def test_curves_are_those_of_removal_curve(ablation: str, norms: str) -> None:
-    config = HARD["two layers, LayerNorm"]
-    subject, data = untrained(config), Data(config, "cpu")
+    subject, data, found = two_layers()
     model, last = subject.toy.model, "blocks.1.hook_resid_post"
     train = data.mask.nonzero().flatten()
     held = (~data.mask).nonzero().flatten()
@@ -221,7 +229,7 @@ def test_curves_are_those_of_removal_curve(ablation: str, norms: str) -> None:
     index = torch.unique(data.answers[train], return_inverse=True)[1]
     bases = {name: mi.fit(x, mi.classes(index)).subspace() for name, x in acts.items()}
     beside = {"covariance": mi.controls.covariance(acts), "pca": mi.controls.pca(acts)}
-    metric, found = mi.accuracy(data.answers[held]), measure(subject, ["last_residual", "every_site"])
+    metric = mi.accuracy(data.answers[held])
     for name, places, ks in (
         ("last_residual", {last: bases[last]}, None),
         ("every_site", bases, [k for k in (0, 1, 2, 3, 4, 6, 8, 12, 16) if k <= min(s.rank for s in bases.values())]),
