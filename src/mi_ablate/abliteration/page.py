@@ -25,8 +25,10 @@ SAYS = {
     ),
     "tuning": (
         "Strengths by component and a real-valued layer, searched on the validation prompts: the share of the behaviour left "
-        "against the KL on negative prompts. Trial {kept} is what is measured below. The best of {n} trials is better there "
-        "than elsewhere; the table below says what it is on prompts that the search has not seen."
+        "against the KL on negative prompts. Trial {kept} is what is measured below; its direction may mix those of two "
+        "layers, or be each layer's own, while the curve, the explanation, the variance and the addition are of the direction "
+        "chosen above. The best of {n} trials is better there than elsewhere; the table below says what it is on prompts that "
+        "the search has not seen."
     ),
     "effects": (
         "The chosen direction is removed from every writer at all positions (the same edit as in the weights). Controls are "
@@ -120,9 +122,13 @@ def summary(found: Abliteration) -> str:
     )
     collateral = found.effects["negative", "kl"]
     moved = ", ".join(f"{name} {float(x.mean()):.3g}" for name, x in collateral.controls.items())
-    how = "" if found.search is None else f", at the strengths of trial {found.kept} of {len(found.search.trials)}"
+    what = "Removing one direction, found"
+    if found.search is not None:
+        what = (
+            f"The tuned removal (trial {found.kept} of {len(found.search.trials)}), searched from the direction found"
+        )
     return (
-        f"Removing one direction, found at {best.site} (position {best.pos}) and chosen among {found.choice.tried}{how}, takes "
+        f"{what} at {best.site} (position {best.pos}) and chosen among {found.choice.tried}, takes "
         f"positive prompts {found.removed():.2f} of the way to the negative ones (controls: {beside}). The two kinds still "
         f"differ by {found.left():.2f} of what they did ({left}). On negative prompts the next token moves by a KL of "
         f"{float(collateral.edited.mean()):.3g} nats ({moved})."

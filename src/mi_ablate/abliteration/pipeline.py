@@ -247,9 +247,10 @@ def _card(found: Abliteration) -> Card:
     n = found.prompts["test"]["positive"]
     said = [*found.warnings, f"1 of {found.choice.tried} candidates, chosen by {found.settings['by']}."]
     said += [f"Strengths and layer are trial {found.kept} of {found.settings['trials']}."] if found.search else []
+    what = "a tuned removal" if found.search else "one direction removed"
     return replace(
         found.card,
-        title=f"{found.model}: one direction removed, found at {found.choice.best.site}",
+        title=f"{found.model}: {what}, found at {found.choice.best.site}",
         description=" ".join(said),
         claim={
             "metric": f"{found.answers.formula} on {n} positive test prompts, {found.answers!r}",
