@@ -183,3 +183,17 @@ def test_what_can_be_known_is_said_before_the_model_is_loaded(words, text, tmp_p
     assert end.value.code == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_cannot_run_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, capsys) -> None:
+    for trials, text in (
+        (0, "--tune 0: at least one trial"),
+        (3, "--tune needs optuna: pip install 'mi_ablate[tune]'"),
+    ):
+        if trials:
+            monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(SystemExit) as end:
+            ablate(monkeypatch, capsys, "diary", "--contrast", "mood", "--tune", trials, "--out", tmp_path / "out")
+        assert end.value.code == 2
+        assert text in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def ablate(
     from mi_ablate.prompts import contrasted
 
     sides = _sides(positive, negative, contrast)
-    _check_places(model, out, export)
+    _check_places(model, out, export, trials)
     loaded = load_model(model, dtype=dtype, device=device)
     prompts = contrasted(loaded, *sides, seed=seed, chat=chat)
     told = given_answers(loaded, answers or (), against or ()) if answers or against else None
@@ -82,10 +82,16 @@ def ablate(
     _say(found, places, ["--model", model, "--prompt", prompts.test.prompts.text[0]])
 
 
-def _check_places(model: str, out: Path, export: Path | None) -> None:
-    """Refuse what cannot be written before the model is loaded."""
+def _check_places(model: str, out: Path, export: Path | None, trials: int | None) -> None:
+    """Refuse what cannot be written, and a search that cannot be run, before the model is loaded."""
+    import importlib.util
+
     from mi_ablate.export import check_out, check_writable
 
+    if trials is not None and trials < 1:
+        raise ValueError(f"--tune {trials}: at least one trial.")
+    if trials is not None and importlib.util.find_spec("optuna") is None:
+        raise ValueError("--tune needs optuna: pip install 'mi_ablate[tune]'.")
     check_writable(out)
     if export is not None:
         check_out(model, export)
