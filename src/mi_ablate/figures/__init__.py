@@ -13,7 +13,9 @@ from mi_ablate.figures.circles import answer_circle
 from mi_ablate.figures.coloured import TokenPicture, tokens
 from mi_ablate.figures.curves import removal
 from mi_ablate.figures.heads import AttentionPicture, attention
+from mi_ablate.figures.helices import helix
 from mi_ablate.figures.layers import by_site
+from mi_ablate.figures.lines import lines
 from mi_ablate.figures.maps import heat
 from mi_ablate.figures.outcomes import outcome
 from mi_ablate.figures.progress import training_progress
@@ -29,7 +31,9 @@ __all__ = [
     "by_site",
     "directions",
     "heat",
+    "helix",
     "html_table",
+    "lines",
     "outcome",
     "removal",
     "spectrum",
