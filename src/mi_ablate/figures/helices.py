@@ -60,7 +60,7 @@ def helix(
             "zaxis": {**axis, "title": {"text": "number line"}},
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 1.3},
-            "camera": {"eye": {"x": 1.5, "y": 1.3, "z": 0.7}},
+            "camera": {"eye": {"x": 1.75, "y": 1.5, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.12}},
         }
     )
     if len(circles) > 1:

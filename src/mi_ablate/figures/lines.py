@@ -31,7 +31,7 @@ def lines(
         controls: which of the methods are controls: grey and dotted.
         axes: titles of the two axes.
         log: a logarithmic axis of places.
-        marks: places to point out with a thin vertical line, for places that are numbers.
+        marks: places to point out, for places that are numbers: the axis is labelled there and nowhere else.
         title: one sentence above the figure.
 
     Raises:
@@ -67,9 +67,11 @@ def lines(
             go.Scatter(x=places, y=y, name=name, legendgroup=name, customdata=spread, hovertemplate=hover, **look)
         )
     for mark in marks:
-        figure.add_vline(mark, line={"color": "#BBBBBB", "width": 1}, annotation_text=f"{mark:g}")
+        figure.add_vline(mark, line={"color": "#BBBBBB", "width": 1})
     words = any(isinstance(place, str) for place in places)
-    kind = {"type": "category"} if words else {"type": "log"} if log else {}
+    kind: dict[str, Any] = {"type": "category"} if words else {"type": "log"} if log else {}
+    if marks:
+        kind |= {"tickvals": list(marks), "ticktext": [f"{mark:g}" for mark in marks], "showgrid": False}
     figure.update_layout(
         xaxis={"title": {"text": axes[0]}, "automargin": True, **kind},
         yaxis={"title": {"text": axes[1]}, "zeroline": True, "zerolinecolor": "#DDDDDD"},
