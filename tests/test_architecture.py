@@ -70,6 +70,7 @@ ORDER = (
     ("measures",),
     ("sweep",),
     ("studies",),
+    ("published",),
     ("_page",),
     ("report",),
     ("demo", "fourier_analysis", "attention_view", "abliteration"),

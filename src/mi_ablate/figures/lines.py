@@ -45,27 +45,14 @@ def lines(
     figure = go.Figure()
     coloured = [name for name in series if name not in controls]
     for name, given in series.items():
-        y = [None if v != v or v in (float("inf"), float("-inf")) else v for v in numbers(given)]
         if name in controls:
-            colour, style = GREY, {"dash": ("dot", "dash", "dashdot")[list(controls).index(name) % 3], "width": 1.5}
+            dash = ("dot", "dash", "dashdot")[list(controls).index(name) % 3]
+            line = {"color": GREY, "dash": dash, "width": 1.5}
         else:
-            i = coloured.index(name)
-            colour = PALETTE[i % len(PALETTE)]
-            style = {"dash": _DASHES[i // len(PALETTE) % len(_DASHES)], "width": 2}
-        if name in bands:
-            low, high = numbers(bands[name])
-            hidden: dict[str, Any] = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
-            figure.add_trace(go.Scatter(x=places, y=high, legendgroup=name, **hidden))
-            shape = {"fill": "tonexty", "fillcolor": faint(colour, 0.15)}
-            figure.add_trace(go.Scatter(x=places, y=low, legendgroup=name, **hidden, **shape))
-            spread = [f"<br>{a:.4g} to {b:.4g}" for a, b in zip(low, high)]
-        else:
-            spread = [""] * len(places)
-        hover = f"<b>{name}</b><br>{axes[0]} %{{x}}<br>{axes[1]} %{{y:.4g}}%{{customdata}}<extra></extra>"
-        look: dict[str, Any] = {"mode": "lines+markers", "marker": {"size": 4}, "line": {"color": colour, **style}}
-        figure.add_trace(
-            go.Scatter(x=places, y=y, name=name, legendgroup=name, customdata=spread, hovertemplate=hover, **look)
-        )
+            turn, i = divmod(coloured.index(name), len(PALETTE))
+            line = {"color": PALETTE[i], "dash": _DASHES[turn % len(_DASHES)], "width": 2}
+        for trace in _traces(name, places, numbers(given), bands.get(name), line, axes):
+            figure.add_trace(go.Scatter(**trace))
     for mark in marks:
         figure.add_vline(mark, line={"color": "#BBBBBB", "width": 1})
     words = any(isinstance(place, str) for place in places)
@@ -82,6 +69,25 @@ def lines(
     narrow = {"xaxis.tickfont.size": 9, "xaxis.tickangle": -90 if long else 0, "height": 480}
     wide = {"xaxis.tickfont.size": 12, "xaxis.tickangle": -45 if long and len(places) > 4 else 0}
     return finish(figure, title, height=420, margin=margin, wide={**wide, "height": 420}, narrow=narrow)
+
+
+def _traces(
+    name: str, x: list[Any], given: list[Any], band: Any, line: dict[str, Any], axes: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """The band of a method, where it has one, and its line."""
+    y = [None if v != v or v in (float("inf"), float("-inf")) else v for v in given]
+    common = {"x": x, "legendgroup": name}
+    found: list[dict[str, Any]] = []
+    spread = [""] * len(x)
+    if band is not None:
+        low, high = (numbers(end) for end in band)
+        hidden = {**common, "mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
+        shape = {"fill": "tonexty", "fillcolor": faint(line["color"], 0.15)}
+        found += [{**hidden, "y": high}, {**hidden, **shape, "y": low}]
+        spread = [f"<br>{a:.4g} to {b:.4g}" for a, b in zip(low, high)]
+    hover = f"<b>{name}</b><br>{axes[0]} %{{x}}<br>{axes[1]} %{{y:.4g}}%{{customdata}}<extra></extra>"
+    look = {"mode": "lines+markers", "marker": {"size": 4}, "line": line}
+    return [*found, {**common, **look, "y": y, "name": name, "customdata": spread, "hovertemplate": hover}]
 
 
 def _check(places: list[Any], series: Mapping[str, Any], bands: Mapping[str, Any], controls: Sequence[str]) -> None:
