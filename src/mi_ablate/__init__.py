@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("contrasts", "controls", "diaries", "find", "toys", "figures", "metrics", "modular", "others")
+_MODULES = ("arithmetic", "contrasts", "controls", "diaries", "find", "toys", "figures", "metrics", "modular", "others")
 _NAMES = {
     "Subspace": "subspace",
     "Design": "design",

@@ -90,6 +90,22 @@ def logit_diff(right: Int[Tensor, " n"], wrong: Int[Tensor, " n"], pos: int = -1
     return PositionMetric("logit_diff", pos, score, n=len(right))
 
 
+def logit_gain(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
+    """Return logit(answer) - clean logit(answer): one token, two runs, 0 where nothing was edited.
+
+    With the corrupted prompts as the run that is edited and the answers of the clean ones, it is the logit difference of
+    Kantamneni & Tegmark 2025: positive where the clean answer came back. A constant added to all logits of one run moves
+    it, so it differs between raw weights and ``center_unembed``; `logit_diff`, two tokens of one run, does not.
+    """
+    answers = _answers(answers)
+
+    def score(x: Tensor, clean: Tensor, rows: Tensor) -> Tensor:
+        pick = _take(answers, rows, x)[:, None]
+        return (x.gather(1, pick) - clean.to(x.device).gather(1, pick))[:, 0]
+
+    return PositionMetric("logit_gain", pos, score, needs_clean=True, n=len(answers))
+
+
 def cross_entropy(answers: Int[Tensor, " n"], pos: int = -1) -> PositionMetric:
     """Return -log p(answer) in nats."""
     answers = _answers(answers)

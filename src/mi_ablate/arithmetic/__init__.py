@@ -1,0 +1,53 @@
+"""Numbers in language models: prompts with numbers, how a model represents them, and how it calculates.
+
+>>> import mi_ablate as mi
+>>> model = mi.load_model("gpt2")                                            # doctest: +SKIP
+>>> sums = mi.arithmetic.problems(model, "add", limit=1000)                  # doctest: +SKIP
+>>> mi.arithmetic.asked(model, sums)                                         # doctest: +SKIP
+
+Names are imported when first used.
+"""
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "Numerals": "single_tokens",
+    "numerals": "single_tokens",
+    "Task": "tasks",
+    "TASKS": "tasks",
+    "Problems": "prompting",
+    "problems": "prompting",
+    "problems_of": "toy_problems",
+    "Asked": "asking",
+    "asked": "asking",
+    "Pairs": "pairing",
+    "pairs": "pairing",
+    "NumberMeans": "states",
+    "NumberSums": "states",
+    "number_means": "states",
+    "means_of": "states",
+    "embedding_means": "states",
+    "HelixFits": "helices",
+    "helix_fits": "helices",
+    "design_fits": "helices",
+    "subsets": "helices",
+    "held_out_fit": "helices",
+    "projected": "helices",
+    "polar": "helices",
+    "cartesian": "helices",
+    "pair_design": "last_token",
+}
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
