@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, attached, collect, fit, fourier
+from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, attached, collect, fit, fourier, helix
 from mi_ablate._types import FwdHooks
+from mi_ablate.arithmetic.filtering import number_filter
 from models import logits_with
 
 FOLDER = Path(__file__).parent.parent / "hooks"
@@ -23,12 +24,14 @@ NAMES = [
     "add_direction",
     "affine_edit",
     "erase_concept",
+    "filter_number_frequencies",
     "keep_frequencies",
     "patch_from_run",
     "reflect_direction",
     "resample_subspace",
     "rotate_plane",
     "route_directions",
+    "set_helix",
     "write_answer_circle",
 ]
 SITE = "blocks.0.hook_resid_post"
@@ -76,6 +79,7 @@ def cases(
 ) -> list[tuple[object, FwdHooks]]:
     """Pairs: the folder's hook and the package's list of hooks."""
     pairs = twins(name, batch, d, pos, seed) | twins_of_runs(name, batch, d, pos, seed, length)
+    pairs |= twins_of_numbers(name, batch, d, pos, seed)
     where = -1 if pos is None and name == "write_answer_circle" else pos
     edits = [(mine, edit if isinstance(edit, tuple) else (edit,)) for mine, edit in pairs[name]()]
     return [(mine, [hook for edit in parts for hook in edit.at(SITE, pos=where)]) for mine, parts in edits]
@@ -102,6 +106,28 @@ def twins_of_runs(name: str, batch: int, d: int, pos: int | None, seed: int, len
         "route_directions": lambda: [
             (hook_of(name, directions, gates, pos), Erase(units, units, gate=gates)),
             (hook_of(name, 3 * directions[:1], gates, pos), Erase(units[:, :1], units[:, :1], gate=gates[:, :1])),
+        ],
+    }
+
+
+def twins_of_numbers(name: str, batch: int, d: int, pos: int | None, seed: int) -> dict:
+    """Those of numbers: the helix of an operand, and what a component adds to the logits of numbers."""
+    values, new = torch.arange(80) * 7 % 100, torch.arange(batch) * 31 % 100
+    acts = helix(values).matrix @ draw(9, d, seed=seed + 14) + draw(80, d, seed=seed + 15)
+    found, columns = fit(acts, helix(values)), draw(d, 13, seed=seed + 16)
+    to = found.predict(helix(new))
+    short = fit(acts, helix(values, [10]))
+    return {
+        "set_helix": lambda: [
+            (hook_of(name, acts, values, new, pos=pos), Ablate(None, to)),
+            (
+                hook_of(name, acts, values, new, [10], False, pos),
+                Ablate(short.subspace(), short.predict(helix(new, [10]))),
+            ),
+        ],
+        "filter_number_frequencies": lambda: [
+            (hook_of(name, columns, [1, 4], pos), Ablate(number_filter(columns, [1, 4]))),
+            (hook_of(name, columns, [6], pos), Ablate(number_filter(columns, [6]))),  # one row: its sine is zero
         ],
     }
 

@@ -37,6 +37,11 @@ _NAMES = {
     "polar": "helices",
     "cartesian": "helices",
     "pair_design": "last_token",
+    "FilterEffects": "filtering",
+    "filter_effects": "filtering",
+    "logit_filter": "filtering",
+    "number_filter": "filtering",
+    "removed_frequencies": "filtering",
 }
 __all__ = sorted(_NAMES)
 
