@@ -1,0 +1,210 @@
+"""What each method makes of a number: the vectors that a causal test writes, each beside its baselines.
+
+    full         the other run's own vector                                               (the most that can be hoped for)
+    pca          its projection on the first principal components of the number means, mean kept
+    helix        C B(a) + constant, the fit's prediction for the number
+    circle       the helix without its line
+    polynomial   powers of the number, as many columns as the helix
+    shuffled     a helix fitted to numbers that were dealt out at random
+    random       like pca, on a subspace drawn from the covariance of the means
+
+Those of Kantamneni & Tegmark 2025 (arXiv 2502.00873, §4.4), with the controls. With the default periods the helix has
+nine columns, of which eight are independent; pca, random and polynomial get nine.
+
+Held-out numbers. A fit that has seen a number writes it better than it deserves, a shuffled one too, and other prompts of the
+same number leak it just as well (in the published notebooks the split is of prompts, redrawn at every call, so what is
+evaluated overlaps what was fitted). With ``folds`` the *numbers* are dealt into so many parts, and each is written by a fit
+that never saw it: on a toy that adds modulo 97, a shuffled helix gains 2.6 of 10.3 where it has seen the numbers, 0.5 where
+not. Subspaces, which `swap` takes for its other manners, are always those of all numbers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mi_ablate._types import nearest
+from mi_ablate.arithmetic.helices import PERIODS, design_fits
+from mi_ablate.arithmetic.states import NumberMeans
+from mi_ablate.design import Design, helix, polynomial
+from mi_ablate.regression import Fit
+from mi_ablate.subspace import Subspace
+
+METHODS = ("full", "pca", "helix", "circle", "polynomial", "shuffled", "random")
+Inputs = Mapping[str, Tensor]
+"""The numbers of each prompt, as in `Problems.inputs`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Written:
+    """One method: what it writes for prompts at a site, the subspace that it does so in, and the mean it is about.
+
+    Of its three kinds, a `fits` one writes predictions, a `subspaces` one projections, and one with neither the run's own
+    vector. ``parts`` are the same for numbers that were held out, by the part that each number is in.
+    """
+
+    name: str
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+    design: Callable[[Inputs], Design] | None = None
+    subspaces: Mapping[str, Subspace] = field(default_factory=dict)
+    means: Mapping[str, Float[Tensor, " d"]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    """Labels or patterns of the fit's columns whose subspace is meant; none for all."""
+    parts: tuple["Written", ...] = ()
+    of: str = ""
+    fold: Int[Tensor, " v"] | None = None
+    """The part of each number 0, 1, 2 ..."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Where it was made for."""
+        return tuple(self.fits or self.means)
+
+    def write(self, site: str, inputs: Inputs, acts: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return what is written for prompts with these numbers, whose own vectors are ``acts``; float64."""
+        x = acts.detach().to("cpu", torch.float64)
+        if self.parts and self.fold is not None:
+            part, out = self.fold[inputs[self.of].cpu()], torch.empty_like(x)
+            for i, writer in enumerate(self.parts):
+                rows = torch.nonzero(part == i)[:, 0]
+                if len(rows):
+                    out[rows] = writer.write(site, {k: v.cpu()[rows] for k, v in inputs.items()}, x[rows])
+            return out
+        if self.fits and self.design is not None:
+            fit, design = self._of(self.fits, site), self.design(inputs)
+            chosen = [design.labels.index(label) for label in fit.labels]
+            return fit.predict(Design(design.matrix[:, chosen], fit.labels))
+        if self.subspaces:
+            mean = self._of(self.means, site)
+            return mean + self._of(self.subspaces, site).project(x - mean)
+        return x
+
+    def subspace(self, site: str) -> Subspace | None:
+        """Return the subspace of a site; None is the whole space."""
+        if self.fits:
+            return self._of(self.fits, site).subspace(*self.columns, name=self.name)
+        return self._of(self.subspaces, site) if self.subspaces else None
+
+    def mean(self, site: str) -> Float[Tensor, " d"]:
+        """Return the mean of a site, over the prompts that were fitted."""
+        return self._of(self.fits, site).mean if self.fits else self._of(self.means, site)
+
+    def only(self, *columns: str) -> "Written":
+        """Return the method with the subspace of some columns: ``only("*:cos 10", "*:sin 10")`` is one circle.
+
+        What is written stays the whole prediction, so this matters for the manners with a subspace.
+        """
+        if not self.fits:
+            raise ValueError(f"The method {self.name!r} is no fit, so it has no columns to choose from.")
+        next(iter(self.fits.values()))._choose(columns)
+        return replace(self, columns=columns)
+
+    def _of(self, there: Mapping[str, object], site: str) -> Any:
+        if site not in there:
+            raise KeyError(f"{self.name!r} was not made for {site!r}. {nearest(site, there)}")
+        return there[site]
+
+    def __repr__(self) -> str:
+        kind = "fits" if self.fits else "projections" if self.subspaces else "the run's own vectors"
+        held = f", numbers held out in {len(self.parts)} parts" if self.parts else ""
+        return f"Written({self.name}: {kind} at {len(self.sites)} sites{held})"
+
+
+def written_by_fits(
+    fits: Mapping[str, Fit], design: Callable[[Inputs], Design], name: str = "helix"
+) -> dict[str, Written]:
+    """Return fits of one's own as one method for `swap`: by site, and the design of any prompts' numbers.
+
+    At the last token, for example: ``design=lambda inputs: pair_design(inputs, "a,b")``.
+    """
+    return {name: Written(name, fits, design)}
+
+
+def reconstructions(
+    means: NumberMeans,
+    periods: Sequence[int | float] = PERIODS,
+    *,
+    methods: Sequence[str] = METHODS,
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Written]:
+    """Return what each method writes at all sites of ``means``.
+
+    Args:
+        means: per-number means at the token of an operand (``number_means(model, problems, of="a")``).
+        periods: of the helix and the circle.
+        methods: names (see the module), in the order of the tables.
+        folds: parts in which numbers are held out; 0 fits all of them, as the published work does.
+        seed: of the shuffle, the random subspace and the folds.
+
+    Raises:
+        ValueError: an unknown method, a single fold or more folds than numbers, too few numbers for a fit.
+
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise ValueError(f"methods={list(methods)}: choose among {', '.join(METHODS)}.")
+    if folds == 1 or not 0 <= folds <= len(means.values):
+        raise ValueError(f"folds={folds}: 0 holds nothing out, 2 to {len(means.values)} parts of the numbers do.")
+    found = {name: _method(name, means, periods, seed) for name in methods}
+    if not folds:
+        return found
+    generator = torch.Generator().manual_seed(seed)
+    part = torch.randperm(len(means.values), generator=generator) % folds
+    fold = torch.zeros(int(means.values.max()) + 1, dtype=torch.int64)
+    fold[means.values] = part
+    kept = [means.kept(part != i) for i in range(folds)]
+    for name in methods:
+        if name != "full":
+            parts = tuple(_method(name, some, periods, seed, means) for some in kept)
+            found[name] = replace(found[name], parts=parts, of=means.of, fold=fold)
+    return found
+
+
+def _method(
+    name: str, means: NumberMeans, periods: Sequence[int | float], seed: int, whole: NumberMeans | None = None
+) -> Written:
+    """One method from these means; ``whole`` has all numbers, where some are held out here."""
+    of, every = means.of, (whole or means).values
+    columns = 2 * len(periods) + 1
+    if name in ("full", "pca", "random"):
+        grand = dict(zip(means.sites, means.grand))
+        if name == "full":
+            return Written(name, means=grand)
+        made = {site: _projection(name, means, i, columns, seed) for i, site in enumerate(means.sites)}
+        return Written(name, subspaces=made, means=grand)
+    domain, dealt = (int(every.min()), int(every.max())), _dealt(every, seed)
+
+    def design(inputs: Inputs) -> Design:
+        values = inputs[of].cpu()
+        if name == "polynomial":
+            return polynomial(values, columns, domain, of)
+        full = helix(dealt[values] if name == "shuffled" else values, periods, of)
+        return Design(full.matrix[:, 1:], full.labels[1:]) if name == "circle" else full
+
+    fits = design_fits(means, design({of: means.values}), name, periods)
+    return Written(name, {site: fits.fit(site) for site in means.sites}, design)
+
+
+def _dealt(values: Tensor, seed: int) -> Int[Tensor, " m"]:
+    """For each number the one that a shuffle puts in its place."""
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    dealt = torch.zeros(int(values.max()) + 1, dtype=torch.int64)
+    dealt[values] = values[order]
+    return dealt
+
+
+def _projection(name: str, means: NumberMeans, i: int, rank: int, seed: int) -> Subspace:
+    """Principal components of the weighted means, or directions drawn from their covariance."""
+    x = means.centred(i) * means.counts.double().sqrt()[:, None]
+    if name == "random":
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rank, len(x), dtype=torch.float64, generator=generator) @ x
+    _, s, vh = torch.linalg.svd(x, full_matrices=False)
+    rank = min(rank, int((s > 1e-10 * s[0]).sum()))
+    if rank == 0:
+        raise ValueError(f"All numbers have the same mean at {means.sites[i]}: there is nothing to reconstruct there.")
+    return Subspace(vh[:rank].T.contiguous(), name, {"method": name, "n": means.n, "site": means.sites[i]})
