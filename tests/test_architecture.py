@@ -52,7 +52,7 @@ ORDER = (
     ("others",),
     ("modular",),
     ("methods",),
-    ("contrasts", "diaries"),
+    ("adders", "contrasts", "diaries"),
     ("toys",),
     ("loading",),
     ("_prompt_files",),
@@ -74,7 +74,7 @@ ORDER = (
     ("published",),
     ("_page",),
     ("report",),
-    ("demo", "fourier_analysis", "attention_view", "abliteration"),
+    ("demo", "fourier_analysis", "helix_analysis", "attention_view", "abliteration"),
     ("cli",),
 )
 """A module imports only from those in earlier rows (and, inside a package, from its own)."""

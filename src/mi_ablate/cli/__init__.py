@@ -4,6 +4,7 @@ Results go to stdout, progress to stderr. What a user can get wrong is one sente
 """
 
 from mi_ablate.cli import analyses as analyses
+from mi_ablate.cli import arithmetic as arithmetic
 from mi_ablate.cli import attention as attention
 from mi_ablate.cli import edits as edits
 from mi_ablate.cli import language as language

@@ -75,9 +75,10 @@ def convert(
 
 @app.command()
 def models() -> None:
-    """List the shipped toys, and the shipped language model."""
-    from mi_ablate import diaries, toys
+    """List the shipped toys, and the shipped language models."""
+    from mi_ablate import adders, diaries, toys
 
     for name in toys.names():
         typer.echo(repr(toys.load(name)))
+    typer.echo(adders.description())
     typer.echo(diaries.description())

@@ -2,14 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mi_ablate.cli.application import AsJson, Threads, app, command_line, use_threads
+from mi_ablate.cli.application import AsJson, Threads, app, command_line, progress_bar, use_threads
 
 if TYPE_CHECKING:
     from mi_ablate._types import HookedModel
@@ -66,7 +64,7 @@ def ablate(
     loaded = load_model(model, dtype=dtype, device=device)
     prompts = contrasted(loaded, *sides, seed=seed, chat=chat)
     told = given_answers(loaded, answers or (), against or ()) if answers or against else None
-    with _bar(shown=not as_json) as progress:
+    with progress_bar(shown=not as_json) as progress:
         found = abliterate(
             loaded, prompts, answers=told, names=sites or ("resid_pre", "resid_post"), last=last, by=by, kl_max=kl_max,
             limit=limit, draws=draws, new_tokens=new, batch_size=batch_size, progress=progress, command=command_line(),
@@ -142,15 +140,3 @@ def _sides(positive: Path | None, negative: Path | None, contrast: str | None) -
     if positive.samefile(negative):
         raise ValueError(f"{positive} is given for both kinds: two files are needed that differ in the behaviour.")
     return positive, negative
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr over prompts through the model, with the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:<10}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("prompts", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
