@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .planted_truth import ATTENTION_LAYER, MLP_LAYER, N_HEADS, N_LAYERS, SCALE, SHARES, SPARE
+from .planted_truth import MLP_LAYER, N_HEADS, N_LAYERS, SCALE, SHARES, SPARE, Truth
 
 BALANCE = 2.0**15
 """K: the size of the two constant coordinates."""
@@ -85,19 +85,20 @@ def adder_units(terms: Terms, epsilon: float) -> tuple[Float[Tensor, "two_k m"],
 
 
 def weights(
-    directions: dict[str, Tensor], terms: Terms, heads: dict[str, tuple[int, int]], offsets: dict[str, int],
-    epsilon: float, sizes: Float[Tensor, " k"], generator: torch.Generator,
-) -> State:  # fmt: skip
-    """Return every weight except embeddings and readout, under transformers' GPT-2 names, in float64."""
-    d, k = len(directions["number"]), len(terms)
-    reads, writes = adder_units(terms, epsilon)
+    truth: Truth, offsets: dict[str, int], epsilon: float, sizes: Float[Tensor, " k"], generator: torch.Generator
+) -> State:
+    """Return every weight except W_E and W_U, under transformers' GPT-2 names, in float64."""
+    directions, k = truth.directions, len(truth.terms)
+    d = len(directions["number"])
+    reads, writes = adder_units(truth.terms, epsilon)
     m = 4 * d  # what TransformerLens expects of a GPT-2; no more than 32 neurons a circle are needed
     gain = math.sqrt(2 * BALANCE**2 / d + _NORM_EPS)
     state = {
         f"ln_f.{name}": torch.full((d,), value, dtype=torch.float64)
         for name, value in (("weight", gain), ("bias", 0.0))
     }
-    place = {where: name for name, where in heads.items()}
+    place = {where: name for name, where in truth.heads.items()}
+    state["wpe.weight"] = _positions(directions)
     for layer in range(N_LAYERS):
         block = f"h.{layer}"
         for norm in ("ln_1", "ln_2"):
@@ -144,7 +145,6 @@ class Attention:
     def add(self, head: int, name: str, layer: int) -> None:
         """Write one head: a copy of an operand, a move of the sum, or a neutral mean over words."""
         if name in ("a", "b", "decoy"):
-            assert layer == ATTENTION_LAYER
             self._attend(head, self.offsets["b" if name == "b" else "a"] - self.offsets["answer"], rest=True)
             self._move(head, "number", "decoy" if name == "decoy" else f"copy {name}", 1 / self.sizes)
         elif name:
@@ -184,7 +184,7 @@ class Attention:
         self.out[head, :k] = sizes[:, None] * self.directions[to].T
 
 
-def positions(directions: dict[str, Tensor]) -> Float[Tensor, "pos d"]:
+def _positions(directions: dict[str, Tensor]) -> Float[Tensor, "pos d"]:
     """Return the position embedding: a circle, and the constant pair that fixes the norms' scale."""
     angle = 2 * math.pi * torch.arange(N_CTX, dtype=torch.float64) / N_CTX
     table = torch.stack([angle.cos(), angle.sin()], dim=1) @ directions["position"].T

@@ -17,6 +17,7 @@ Misleads where: every part has one role and nothing is superposed. A measure tha
 trained model; one that does not return it here is wrong.
 """
 
+import copy
 import math
 import tempfile
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from torch import Tensor
 from .._types import HookedModel
 from ..loading import load_model
 from .planted_truth import N_HEADS, SHARES, SPARE, Truth, circles, coordinates, embedded, rotation
-from .planted_weights import BALANCE, GATE, adder_units, frame, language_model, positions, readout, weights
+from .planted_weights import BALANCE, GATE, adder_units, frame, language_model, readout, weights
 from .planted_words import Words, read_words
 
 _SMALLEST, _WORD, _FORM = 0.6, 0.3, 0.5
@@ -99,41 +100,50 @@ def planted(
     words = read_words(tokenizer, template)
     _apart(periods, linear, max(words.answers))
     generator = torch.Generator().manual_seed(seed)
+    epsilon = 0.01 if dtype == torch.float64 else 0.06
+    truth = _drawn(periods, float(linear), epsilon, dtype, template.startswith("{a}"), generator)
+    lengths = embedded(truth.terms, truth.radii, truth.linear)
+    state = weights(truth, {**words.offsets, "answer": -1}, epsilon, lengths, generator)
+    embed = _embedding(words, truth, lengths, noise, shuffled, generator)
+    ids, values = list(words.answers.values()), torch.tensor(list(words.answers))
+    unembed = torch.zeros_like(embed)
+    unembed[ids] = readout(truth.directions, truth.terms, values, truth.coordinates(values, "answer"))
+    hf_model = language_model(words.size, state, embed, unembed, dtype, words.tokenizer.eos_token_id)
+    return Planted(_loaded(hf_model, words.tokenizer, dtype), truth, words, template, hf_model)
+
+
+def _drawn(
+    periods: tuple[int | float, ...],
+    linear: float,
+    epsilon: float,
+    dtype: torch.dtype,
+    first: bool,
+    generator: torch.Generator,
+) -> Truth:
+    """Draw phases, directions and the places of the heads; radii rise with the period."""
     turns = torch.rand(len(periods), generator=generator, dtype=torch.float64).tolist()
     phases = {T: 2 * math.pi * turn if T != 2 else 0.0 for T, turn in zip(periods, turns)}
-    sizes = (
-        (_SMALLEST ** torch.linspace(1, 0, len(periods), dtype=torch.float64)).tolist() if len(periods) > 1 else [1.0]
-    )
-    radii = dict(zip(sorted(periods), sizes))
+    rise = torch.linspace(_SMALLEST, 1, len(periods), dtype=torch.float64) if len(periods) > 1 else torch.ones(1)
+    radii = dict(zip(sorted(periods), rise.tolist()))
     terms = coordinates(periods, linear)
     directions = frame(len(terms), generator)
     drawn = [torch.randperm(N_HEADS, generator=generator).tolist() for _ in range(3)]
     heads = {name: (1, drawn[0][i]) for i, name in enumerate(("a", "b", "decoy"))}
     heads |= {"a+b 2": (2, drawn[1][0]), "a+b 3": (3, drawn[2][0])}
-    epsilon = 0.01 if dtype == torch.float64 else 0.06
-    lengths = embedded(terms, radii, linear)
-    state = weights(directions, terms, heads, {**words.offsets, "answer": -1}, epsilon, lengths, generator)
-    state["wpe.weight"] = positions(directions)
-    truth = Truth(
-        periods=periods, radii=radii, phases=phases, linear=float(linear), directions=directions, heads=heads,
-        neurons=_neurons(periods, terms, phases, epsilon), first=template.startswith("{a}"),
+    return Truth(
+        periods=periods, radii=radii, phases=phases, linear=linear, directions=directions, heads=heads,
+        neurons=_neurons(periods, terms, phases, epsilon), first=first,
         mlp_error=_error(terms, phases, epsilon, dtype), norm_error=_rest(radii, linear) / (4 * BALANCE**2),
     )  # fmt: skip
-    embed = _embedding(words, directions, truth, lengths, noise, shuffled, generator)
-    ids, values = list(words.answers.values()), torch.tensor(list(words.answers))
-    unembed = torch.zeros_like(embed)
-    unembed[ids] = readout(directions, terms, values, truth.coordinates(values, "answer"))
-    hf_model = language_model(words.size, state, embed, unembed, dtype, words.tokenizer.eos_token_id)
-    return Planted(_loaded(hf_model, words.tokenizer, dtype), truth, words, template, hf_model)
 
 
 def _loaded(hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> HookedModel:
-    """Load as from a saved folder; TransformerLens reads the tokenizer once more, so it has to lie in one."""
+    """Load as from a saved folder: TransformerLens reads the tokenizer once more, and a bridge keeps the model it is given."""
     with tempfile.TemporaryDirectory(prefix="mi_ablate-") as temporary:
         folder = Path(temporary) / "planted"
         tokenizer.save_pretrained(str(folder))
         hf_model.config.save_pretrained(str(folder))
-        return load_model(folder, hf_model=hf_model, dtype=dtype, device="cpu")
+        return load_model(folder, hf_model=copy.deepcopy(hf_model), dtype=dtype, device="cpu")
 
 
 def _checked(periods: Sequence[int | float], linear: int | float, noise: int | float) -> tuple[int | float, ...]:
@@ -158,10 +168,10 @@ def _apart(periods: tuple[int | float, ...], linear: int | float, largest: int) 
 
 
 def _embedding(
-    words: Words, directions: dict[str, Tensor], truth: Truth, lengths: Tensor, noise: int | float, shuffled: bool,
-    generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+    words: Words, truth: Truth, lengths: Tensor, noise: int | float, shuffled: bool, generator: torch.Generator
+) -> Tensor:
     """Words in spare directions, numbers on the helix; spaced ones are moved along a direction that nothing reads."""
+    directions = truth.directions
     spare = _WORD * torch.randn(words.size, SPARE, generator=generator, dtype=torch.float64)
     embed = spare @ directions["spare"].T + directions["word"].T
     embed[words.last] += directions["asks"][:, 0]
