@@ -52,6 +52,20 @@ _NAMES = {
     "logit_filter": "filtering",
     "number_filter": "filtering",
     "removed_frequencies": "filtering",
+    "Component": "parts",
+    "ComponentEffects": "components",
+    "component_effects": "components",
+    "joint_effect": "components",
+    "SmallestSets": "circuits",
+    "smallest_sets": "circuits",
+    "PathEffects": "paths",
+    "path_effects": "paths",
+    "NumberLens": "lens",
+    "number_lens": "lens",
+    "HeadRoles": "heads",
+    "head_roles": "heads",
+    "MlpRoles": "mlps",
+    "mlp_roles": "mlps",
 }
 __all__ = sorted(_NAMES)
 
