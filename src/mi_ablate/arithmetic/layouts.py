@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mi_ablate._prompt_files import Words
 
-from .single_tokens import FORMS, Numerals, encoded, numerals
+from .single_tokens import FORMS, Numerals, encoded
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def slots_of(
     template: str,
     operands: Mapping[str, Int[Tensor, " v"]],
     constants: Mapping[str, int | float],
-    digits: int,
+    kinds: Mapping[str, Numerals],
 ) -> dict[str, Slot]:
     """Return where each operand stands.
 
@@ -60,16 +60,14 @@ def slots_of(
         template: with "{a}", "{b}".
         operands: the values that each will take, each once.
         constants: what is written for the others.
-        digits: see `Numerals`.
+        kinds: the numerals of each form.
 
     Raises:
         ValueError: a tokenizer of which fewer than two numbers are single tokens, or that does not know the template's
             words; an operand whose token is no number, as where it stands against another digit.
 
     """
-    upto = 1000 if digits == 0 else 10**digits
-    kinds = {form: numerals(tokenizer, form, upto, digits) for form in FORMS}
-    probe = _probe(kinds)
+    probe, digits = _probe(kinds), kinds["bare"].digits
     first = {name: probe[i % 2] for i, name in enumerate(operands)} | dict(constants)
     row = encoded(tokenizer, [written(template, first, digits)])[0]
     unknown = getattr(tokenizer, "unk_token_id", None)

@@ -135,11 +135,9 @@ def problems(
     if kind.b is not None and not constant:
         ranges["b"] = kind.b if b is None else b  # type: ignore[assignment]
     operands = {name: _whole(name, values) for name, values in ranges.items()}
-    slots = slots_of(tokenizer, text, operands, constant, kind.digits)
+    kinds = {form: numerals(tokenizer, form, 10**kind.digits if kind.digits else 1000, kind.digits) for form in FORMS}
+    slots, readout = slots_of(tokenizer, text, operands, constant, kinds), kinds[_answer_form(text, answer_form)]
     _warn_of_forms(slots, text)
-    readout = numerals(
-        tokenizer, _answer_form(text, answer_form), 10**kind.digits if kind.digits else 1000, kind.digits
-    )
     inputs = _sampled(_answered(kind, _fitting(operands, slots, strict), constant, readout, strict), limit, seed)
     return _made(model, kind, text, inputs, constant, slots, readout, bos)
 
