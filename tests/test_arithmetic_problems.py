@@ -219,10 +219,11 @@ def test_the_problems_of_a_toy_are_those_that_it_solves(name: str, positions: tu
     assert (found.positions["a"], found.positions["b"]) == positions
     for operand in ("a", "b"):
         assert torch.equal(found.tokens[:, found.positions[operand]], found.inputs[operand])
-    result = asked(toy.model, found[::7])
+    found = found[torch.randperm(len(found))[:1500]]
+    result = asked(toy.model, found)
     assert result.accuracy > 0.99
     assert result.chance < 0.03
-    assert torch.equal(result.numbers[result.correct], found[::7].inputs["answer"][result.correct])
+    assert torch.equal(result.numbers[result.correct], found.inputs["answer"][result.correct])
 
 
 def test_a_toys_operation_is_named_where_there_are_several_and_gates_are_refused() -> None:
