@@ -5,9 +5,10 @@ logit over that of patching every component of the kind (Kantamneni and Tegmark 
 GPT-J's 448 heads, 11 of its 28 MLPs). The outputs of both runs are read once, for all sets.
 
 A smallest set is only as small as the search: "rank" takes the first k components in the order of their own total effects,
-"contiguous" every run of consecutive components, "greedy" adds whichever one raises the joint effect most, "exhaustive" all
-subsets, in the order of their sizes, while there are few enough. The result says which of them ran and which found each
-set. Sets of different shares need not be nested, and joint effects need not grow with the set.
+"contiguous" every run of consecutive components, "greedy" adds whichever one raises the joint effect most, "pruned" drops
+from the sets found so far whatever they can spare, "exhaustive" runs all subsets, in the order of their sizes, while there
+are few enough. The result says which of them ran and which found each set. Sets of different shares need not be nested, and
+joint effects need not grow with the set.
 
 When it misleads. Any k components reach some share: random sets of the same size stand beside each one. The pairs choose
 the set as well as judge it, so measure a final set on pairs of its own (`joint_effect`).
@@ -30,7 +31,7 @@ from mi_ablate.arithmetic.parts import Component, PairRuns, What, pair_runs
 from mi_ablate.effects import name_of
 from mi_ablate.metrics import PositionMetric
 
-SEARCHES = ("rank", "contiguous", "greedy", "exhaustive")
+SEARCHES = ("rank", "contiguous", "greedy", "pruned", "exhaustive")
 _SHARES = (0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -156,8 +157,8 @@ def smallest_sets(
         pairs: clean and corrupted problems.
         what: the components, as in `component_effects`.
         shares: of the effect of patching all, between 0 and 1.
-        search: "rank", "contiguous", "greedy", "exhaustive", or several. By default "rank" for more than 64 components, and all
-            of them for fewer ("exhaustive" where it fits the limit).
+        search: "rank", "contiguous", "greedy", "pruned", "exhaustive", or several. By default "rank" for more than 64
+            components, and all of them for fewer ("exhaustive" where it fits the limit).
         limit: "exhaustive" runs at most this many sets; with more subsets than that, asking for it is refused.
         draws: random sets of the size of each set found.
         metric: read at the last position; by default the gain of the clean answer's logit.
@@ -213,6 +214,8 @@ def _run(state: _Search, searches: tuple[str, ...]) -> None:
                 state.effect(components[start : start + length], "contiguous")
     if "greedy" in searches:
         _greedy(state)
+    if "pruned" in searches:
+        _prune(state)
     if "exhaustive" in searches:
         for chosen in _subsets(components):
             if len(chosen) > state.smallest():
@@ -225,7 +228,7 @@ def _searches(search: str | Sequence[str] | None, many: int, limit: int) -> tupl
     if search is None:
         if many > 64:
             return ("rank",)
-        return SEARCHES if 2**many <= limit else SEARCHES[:3]
+        return SEARCHES if 2**many <= limit else SEARCHES[:4]
     asked = (search,) if isinstance(search, str) else tuple(search)
     wrong = [s for s in asked if s not in SEARCHES]
     if wrong:
@@ -242,7 +245,7 @@ def _expected(searches: tuple[str, ...], many: int) -> int:
     sums = many * (many + 1) // 2
     if "exhaustive" in searches:
         return 2**many - 1
-    return many + sum(sums for s in searches if s in ("contiguous", "greedy"))
+    return many + sum(sums for s in searches if s != "rank")
 
 
 def _greedy(state: _Search) -> None:
@@ -252,6 +255,18 @@ def _greedy(state: _Search) -> None:
     while rest and len(chosen) < state.smallest():
         gains = [float(state.effect([*chosen, c], "greedy").mean()) for c in rest]
         chosen.append(rest.pop(max(range(len(rest)), key=gains.__getitem__)))
+
+
+def _prune(state: _Search) -> None:
+    """Take from each set, again and again, the component whose loss costs least, as long as the share is reached."""
+    for share in state.shares:
+        chosen = list(state.best[share][0]) if share in state.best else []
+        while len(chosen) > 1:
+            rest = [[x for x in chosen if x != c] for c in chosen]
+            left = [float(state.effect(x, "pruned").mean()) / state.whole for x in rest]
+            if max(left) < share:
+                break
+            chosen = rest[left.index(max(left))]
 
 
 def _subsets(components: Sequence[Component]) -> Iterator[tuple[Component, ...]]:

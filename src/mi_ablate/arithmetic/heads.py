@@ -6,10 +6,11 @@ Helices are fitted to each head's z at the last token, and written in the place 
     c_{a,b} = (1 - DE/TE) TE[helix(a,b)] / TE[helix(a,b,a+b)]
     c_{a+b} =      DE/TE  TE[helix(a+b)] / TE[helix(a,b,a+b)]
 
-A head's label is the larger one; the m heads of least confidence are "mixed". m is chosen by a test on all heads together:
-"a,b" heads write helix(a,b) and their direct effect is taken out of the last residual stream; "a+b" heads have the direct
-effect of their helix(a+b) put in there, and nothing else; mixed heads write helix(a,b,a+b). The share of the effect of all
-clean outputs is measured for every m, and the smallest m that reaches `share` of it is taken.
+A head's label is the larger one; the m heads of least confidence are "mixed", and those whose patch moves nothing at all are
+"idle". m is chosen by a test on all heads together: "a,b" heads write helix(a,b), and its direct effect is taken out of the
+last residual stream; "a+b" heads stay at the corrupted run's output, and only the direct effect of their helix(a+b) is put in
+there; mixed heads write helix(a,b,a+b). The share of the effect of all clean outputs is measured for every m, and the
+smallest m that reaches `share` of it is taken.
 
 A check of its own: a,b heads attend to the operands' tokens, a+b heads to the last one.
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mi_ablate._shares import check_gap
@@ -39,7 +40,10 @@ from mi_ablate.interventions import Add
 from mi_ablate.metrics import PositionMetric
 from mi_ablate.model import last_residual, split, stream
 
-OPERANDS, ANSWER, MIXED = "a,b", "a+b", "mixed"
+OPERANDS, ANSWER, MIXED, IDLE = "a,b", "a+b", "mixed", "idle"
+_NOTHING = 1e-6
+"""Of the difference between the runs: a patch that moves less on every pair moves nothing."""
+LABELS = (OPERANDS, ANSWER, MIXED, IDLE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +52,7 @@ class HeadRoles:
 
     heads: tuple[Component, ...]
     labels: tuple[str, ...]
-    """"a,b", "a+b" or "mixed"."""
+    """"a,b", "a+b", "mixed" or "idle"."""
     confidence: Float[Tensor, "c 2"]
     """c_{a,b} and c_{a+b}."""
     total: Float[Tensor, "c n"]
@@ -64,8 +68,8 @@ class HeadRoles:
 
     def of(self, label: str) -> tuple[Component, ...]:
         """Return the heads of one label."""
-        if label not in (OPERANDS, ANSWER, MIXED):
-            raise KeyError(f"The labels are 'a,b', 'a+b' and 'mixed', not {label!r}.")
+        if label not in LABELS:
+            raise KeyError(f"The labels are 'a,b', 'a+b', 'mixed' and 'idle', not {label!r}.")
         return tuple(c for c, of in zip(self.heads, self.labels) if of == label)
 
     def table(self) -> list[dict[str, Any]]:
@@ -80,7 +84,7 @@ class HeadRoles:
         return rows
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{len(self.of(label))} {label}" for label in (OPERANDS, ANSWER, MIXED))
+        counts = ", ".join(f"{len(self.of(label))} {label}" for label in LABELS)
         return f"HeadRoles({len(self.heads)} heads: {counts}; share {float(self.shares[self.mixed]):.2f} of the effect)"
 
 
@@ -135,9 +139,9 @@ def head_roles(
         for basis, x in written.items()
     }
     found = confidences(true, helices)
-    order = found.amax(1).argsort(descending=True, stable=True)
+    order = torch.where(active(true), found.amax(1), -torch.inf).argsort(descending=True, stable=True)
     ranked, found = tuple(chosen[i] for i in order.tolist()), found[order]
-    names = [OPERANDS if c[0] >= c[1] else ANSWER for c in found.tolist()]
+    names = [IDLE if not on else OPERANDS if c[0] >= c[1] else ANSWER for on, c in zip(active(true)[order], found)]
     shares = _shares_of(runs, ranked, names, written)
     m = _enough(shares, share) if mixed is None else mixed
     looks = attention_to(model, problems, ranked, batch_size)
@@ -163,12 +167,17 @@ def _check(heads: Sequence[Component], mixed: int | None) -> None:
 
 
 def confidences(true: ComponentEffects, helices: dict[str, Float[Tensor, "c n"]]) -> Float[Tensor, "c 2"]:
-    """Return c_{a,b} and c_{a+b} of each head; 0 where a total effect is exactly 0."""
+    """Return c_{a,b} and c_{a+b} of each head; 0 where its patch moves nothing."""
     total, direct = true.total.mean(1), true.direct.mean(1)
     means = {basis: x.mean(1) for basis, x in helices.items()}
     operands = _factor(total - direct, total) * _factor(means["a,b"], means["a,b,answer"])
     answer = _factor(direct, total) * _factor(means["answer"], means["a,b,answer"])
-    return torch.stack([operands, answer], dim=1)
+    return torch.where(active(true)[:, None], torch.stack([operands, answer], dim=1), 0.0)
+
+
+def active(found: ComponentEffects) -> Bool[Tensor, " c"]:
+    """Return which components' patches move anything, beyond rounding: ratios to the others' total effects are noise."""
+    return found.total.abs().amax(1) > _NOTHING * found.gap.abs().max()
 
 
 def attention_to(
@@ -206,37 +215,38 @@ class Steps:
 
 
 def _factor(part: Float[Tensor, " c"], whole: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
-    return torch.nan_to_num(part / whole, nan=0.0).clamp(max=1.0)
+    return (part / whole).clamp(max=1.0)
 
 
 def _shares_of(
     runs: PairRuns,
     ranked: Sequence[Component],
-    names: Sequence[str],
+    names: list[str],
     written: dict[str, dict[str, Tensor]],
 ) -> Float[Tensor, " m"]:
     """The share of all heads' effect that is left for every number of mixed heads."""
     whole = float(runs.effect(runs.hooks(ranked)).mean())
     check_gap(whole, 0.0, f"The effect of these {len(ranked)} heads together")
     found = []
-    for m in range(len(ranked) + 1):
-        named = list(zip(ranked, _labels(names, m)))
+    for m in range(len(ranked) - names.count(IDLE) + 1):
         vectors = {site: x.clone() for site, x in written["a,b,answer"].items()}
         last = torch.zeros_like(runs.change(ranked[0]))
-        for c, name in named:
+        for c, name in zip(ranked, _labels(names, m)):
             if name == OPERANDS:
                 vectors[c.site][:, c.head] = written["a,b"][c.site][:, c.head]
                 last -= runs.change(c, written["a,b"])
-            elif name == ANSWER:
-                last += runs.change(c, written["answer"])
-        hooks = runs.hooks([c for c, name in named if name != ANSWER], vectors)
+            elif name in (ANSWER, IDLE):
+                vectors[c.site][:, c.head] = runs.corrupted[c.site][:, c.head]
+                last += runs.change(c, written["answer"]) if name == ANSWER else 0
+        hooks = runs.hooks(ranked, vectors)
         hooks += Add(last.to(runs.corrupted[ranked[0].site].dtype)).at(last_residual(runs.model), pos=-1)
         found.append(float(runs.effect(hooks).mean()) / whole)
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _labels(names: Sequence[str], mixed: int) -> tuple[str, ...]:
-    return (*names[: len(names) - mixed], *[MIXED] * mixed)
+def _labels(names: list[str], mixed: int) -> tuple[str, ...]:
+    idle = names.count(IDLE)
+    return (*names[: len(names) - idle - mixed], *[MIXED] * mixed, *[IDLE] * idle)
 
 
 def _enough(shares: Float[Tensor, " m"], wanted: int | float) -> int:

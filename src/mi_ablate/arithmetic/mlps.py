@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mi_ablate._shares import share_intervals
 from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic.components import component_effects
-from mi_ablate.arithmetic.heads import Steps
+from mi_ablate.arithmetic.heads import Steps, active
 from mi_ablate.arithmetic.helices import PERIODS
 from mi_ablate.arithmetic.outputs import output_fits, outputs_of
 from mi_ablate.arithmetic.pairing import Pairs
@@ -42,18 +42,20 @@ class MlpRoles:
     """Total effects of the helix of ``basis``."""
     shuffled: Float[Tensor, "c n"]
     """The same of a helix fitted with the problems' numbers shuffled."""
+    active: Bool[Tensor, " c"]
+    """Which MLPs' patches move anything at all; shares of the others are NaN."""
     basis: str
     norm: str
 
     @property
     def built(self) -> Float[Tensor, " c"]:
         """TE[helix] / TE, of means over the pairs."""
-        return self.helix.mean(1) / self.total.mean(1)
+        return self._share(self.helix)
 
     @property
     def read_out(self) -> Float[Tensor, " c"]:
         """DE / TE, of means over the pairs."""
-        return self.direct.mean(1) / self.total.mean(1)
+        return self._share(self.direct)
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row an MLP: effects, and both shares with intervals over the pairs."""
@@ -63,10 +65,15 @@ class MlpRoles:
             row |= {"total": float(self.total[i].mean()), "direct": float(self.direct[i].mean())}
             for name, x in (("built", self.helix[i]), ("direct share", self.direct[i]), ("shuffled", self.shuffled[i])):
                 low, high = share_intervals(x[None], self.total[i], 0.95, 0)
-                row |= {name: float(x.mean() / self.total[i].mean())}
-                row |= {f"{name} low": float(low), f"{name} high": float(high)}
+                share = x.mean() / self.total[i].mean()
+                row |= dict(zip((name, f"{name} low", f"{name} high"), map(float, (share, low, high))))
+            if not self.active[i]:
+                row |= {key: float("nan") for key in row if key.startswith(("built", "direct share", "shuffled"))}
             rows.append(row)
         return rows
+
+    def _share(self, effects: Float[Tensor, "c n"]) -> Float[Tensor, " c"]:
+        return torch.where(self.active, effects.mean(1) / self.total.mean(1), torch.nan)
 
     def __repr__(self) -> str:
         most = self.mlps[int(self.total.mean(1).argmax())].name
@@ -114,4 +121,4 @@ def mlp_roles(
         fits = output_fits(model, fitted_on, chosen, [basis], periods, batch_size=batch_size)
         vectors = outputs_of(fits[basis], pairs.clean.inputs, basis, periods, runs.clean)
         found.append(component_effects(model, pairs, chosen, written=vectors, progress=tell.part(), **given).total)
-    return MlpRoles(chosen, true.total, true.direct, found[0], found[1], basis, norm)
+    return MlpRoles(chosen, true.total, true.direct, found[0], found[1], active(true), basis, norm)
