@@ -2,7 +2,7 @@
 
 With X the design less its mean, W the counts, Y the means of a site less theirs, and c a subset of the columns:
 
-    G = XᵀWX,   K = XᵀWY,   Z = Y Kᵀ        C_c = G_cc⁺ K_c,    |fitted|² = tr(G_cc⁺ K_c K_cᵀ)
+    G = XᵀWX,   K = XᵀWY,   Z = K Yᵀ        C_c = G_cc⁺ K_c,    |fitted|² = tr(G_cc⁺ K_c K_cᵀ)
 
 so that G, K, Z and the norms of the rows of Y give R² and the leave-one-number-out error of *every* subset without looking
 at the activations again: the squared residual of number v is |y_v|² - 2 x_v G⁺ z_v + x_v G⁺ K Kᵀ G⁺ x_v, and its error when
@@ -35,7 +35,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """The products that all subsets of the columns are fitted from."""
+    """The products that all subsets of the columns are fitted from: G, K, Z and the squared norms of the rows."""
 
     labels: tuple[str, ...]
     columns: Float[Tensor, "v k"]
@@ -43,7 +43,7 @@ class Solved:
     weights: Float[Tensor, " v"]
     gram: Float[Tensor, "k k"]
     cross: Float[Tensor, "sites k d"]
-    inner: Float[Tensor, "sites v k"]
+    inner: Float[Tensor, "sites k v"]
     squares: Float[Tensor, "sites v"]
     mean: Float[Tensor, "sites d"]
     total: Float[Tensor, " sites"]
@@ -63,14 +63,14 @@ class Solved:
         if not c:
             nothing = torch.zeros_like(self.total)
             return Score(nothing, nothing, 0)
-        x, gram, cross, inner = self.columns[:, c], self.gram[c][:, c], self.cross[:, c], self.inner[:, :, c]
+        x, gram, cross, inner = self.columns[:, c], self.gram[c][:, c], self.cross[:, c], self.inner[:, c]
         inverse = _inverse(gram)
         lifted = x @ inverse
         outer = cross @ cross.mT
         between = self.between.clamp(min=1e-300)
         explained = (inverse * outer.mT).sum((1, 2))
         leverage = self.weights * (1 / self.weights.sum() + (lifted * x).sum(1))
-        residual = self.squares - 2 * (inner * lifted).sum(2) + ((lifted @ outer) * lifted).sum(2)
+        residual = self.squares - 2 * (inner * lifted.T).sum(1) + ((lifted @ outer) * lifted).sum(2)
         left = 1 - leverage
         left = torch.where(left < _DETERMINED, torch.nan, left)
         press = (self.weights * residual.clamp(min=0) / left.square()).sum(1)
@@ -97,7 +97,7 @@ def solved(means: NumberMeans, design: Design, components: int | None = None) ->
             f"activations would be fitted exactly. Use at least {rank + 2} numbers or fewer periods."
         )
     sites, _, d = means.means.shape
-    cross, inner = x.new_empty(sites, x.shape[1], d), x.new_empty(sites, v, x.shape[1])
+    cross, inner = x.new_empty(sites, x.shape[1], d), x.new_empty(sites, x.shape[1], v)
     squares, grand, weighted = x.new_empty(sites, v), x.new_empty(sites, d), (w[:, None] * x).T.contiguous()
     y = x.new_empty(v, d)
     for i in range(sites):
@@ -108,7 +108,7 @@ def solved(means: NumberMeans, design: Design, components: int | None = None) ->
         if components is not None:
             basis = principal(y, w, components)
             cross[i] = (cross[i] @ basis) @ basis.T
-        torch.matmul(y, cross[i].T, out=inner[i])
+        torch.matmul(cross[i], y.T, out=inner[i])
     total = means.within.sum(1) + squares @ w
     return Solved(design.labels, x, column_means, w, gram, cross, inner, squares, grand, total)
 

@@ -59,8 +59,8 @@ class NumberMeans:
     @property
     def grand(self) -> Float[Tensor, "sites d"]:
         """Mean over all prompts, at each site."""
-        weights = self.counts.to(self.means.dtype) / self.n
-        return torch.einsum("v,svd->sd", weights, self.means).to(torch.float64)
+        weights = self.counts.to(torch.float64) / self.n
+        return torch.stack([weights @ self.at(i) for i in range(len(self.sites))])
 
     @property
     def total(self) -> Float[Tensor, " sites"]:
@@ -137,7 +137,7 @@ class NumberSums:
             ValueError: sites of several widths, other sites than before, NaN, a number that is not among the values.
 
         """
-        flat = _by_head(acts)
+        flat = by_head(acts)
         values = values.to("cpu", torch.int64)
         rows = torch.searchsorted(self.values, values).clamp(max=len(self.values) - 1)
         if not torch.equal(self.values[rows], values):
@@ -240,7 +240,8 @@ def embedding_means(model: HookedModel, numerals: "Numerals", of: str = "a") -> 
     return means_of({"W_E": model.W_E[numerals.ids.to(model.W_E.device)]}, numerals.values, of)  # type: ignore[attr-defined]
 
 
-def _by_head(acts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def by_head(acts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return activations ``[n d]`` by site, heads of a site ``[n head d]`` as sites of their own, "site[head]"."""
     flat: dict[str, Tensor] = {}
     for name, value in acts.items():
         if value.ndim == 3:

@@ -1,0 +1,215 @@
+"""Can the residue mod T be read off, or is there only a spike at period T? (Fu et al. 2026, arXiv 2604.20817.)
+
+    F_ν = N^(-1/2) Σ_n e(n) e^(-2πiνn),    Φ_T = Σ_{l=1}^{T-1} |F_{l/T}|²,    Tr(S_B) = Φ_T / N    (N a multiple of T)
+
+S_B is the scatter of the T residue means, S_W that of the numbers around them. The power at period T and its harmonics *is* the
+distance between the residue means; it says nothing of the scatter around them. With a period in one dimension and noise
+1.5 times its amplitude, 100 numbers give a line 10 times the noise's, and a residue nobody can read. So spikes are
+necessary and not sufficient: a residue cannot be separated without them, and may not be with them.
+
+    Fisher ratio   λ_max((S_W + ρ tr(S_W)/d I)^(-1) S_B), ρ the ridge
+    κ              Cohen's kappa of a linear (ridge) classifier of the residue, on numbers it was not fitted to; folds leave out
+                   whole runs of T numbers, so that no residue becomes rarer than the others
+
+both beside the same for permuted residues. With more dimensions than numbers the Fisher ratio of *any* labels is large,
+which is why the shuffled one must be looked at; κ is about 0 there.
+
+When it misleads: κ is about linear readers. And what can be read need not be used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mi_ablate.arithmetic.states import NumberMeans
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Separability:
+    """Spike and separability of each residue at each site.
+
+    Attributes:
+        moduli: T. phi: ``[sites moduli]``, Φ_T. between: Tr(S_B). share: Tr(S_B) of the whole scatter.
+        spike: Φ_T / (T - 1) over the mean power of all other lines.
+        fisher: and ``fisher_shuffled`` ``[sites moduli]``, mean over permuted residues.
+        kappa: and ``kappa_shuffled`` ``[draws sites moduli]``.
+        numbers: how many were used of each modulus: the largest multiple of T.
+
+    """
+
+    sites: tuple[str, ...]
+    moduli: tuple[int, ...]
+    phi: Float[Tensor, "sites moduli"]
+    between: Float[Tensor, "sites moduli"]
+    share: Float[Tensor, "sites moduli"]
+    spike: Float[Tensor, "sites moduli"]
+    fisher: Float[Tensor, "sites moduli"]
+    fisher_shuffled: Float[Tensor, "sites moduli"]
+    kappa: Float[Tensor, "sites moduli"]
+    kappa_shuffled: Float[Tensor, "draws sites moduli"]
+    numbers: tuple[int, ...]
+    ridge: float
+
+    def table(self) -> list[dict[str, object]]:
+        """Return a row a site and modulus."""
+        most = self.kappa_shuffled.max(0).values
+        return [
+            {
+                "site": site,
+                "modulus": T,
+                "numbers": self.numbers[j],
+                "spike": float(self.spike[i, j]),
+                "between": float(self.share[i, j]),
+                "fisher": float(self.fisher[i, j]),
+                "fisher (shuffled)": float(self.fisher_shuffled[i, j]),
+                "kappa": float(self.kappa[i, j]),
+                "kappa (shuffled, most)": float(most[i, j]),
+            }
+            for i, site in enumerate(self.sites)
+            for j, T in enumerate(self.moduli)
+        ]
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"mod {T} {float(k):.2f}" for T, k in zip(self.moduli, self.kappa.max(0).values))
+        return f"Separability(best kappa: {best})"
+
+
+def residue_separability(
+    means: NumberMeans,
+    moduli: Sequence[int] = (2, 5, 10),
+    *,
+    ridge: int | float = 1e-2,
+    folds: int = 5,
+    draws: int = 10,
+    seed: int = 0,
+) -> Separability:
+    """Return spike, Fisher ratio and held-out κ of the residues at all sites; counts play no part.
+
+    Args:
+        means: per-number means of consecutive numbers; of each T the last ``N mod T`` are left out.
+        moduli: T, from 2.
+        ridge: ρ, and the classifier's penalty, as shares of the mean variance a dimension and a number.
+        folds: parts that the numbers are held out in.
+        draws: permutations of the residues. seed: of folds and permutations.
+
+    Raises:
+        ValueError: numbers that are not consecutive, a modulus with fewer than two runs of numbers.
+
+    """
+    if ridge <= 0:
+        raise ValueError(
+            f"ridge={ridge}: a positive share is needed; with more dimensions than numbers S_W is singular."
+        )
+    if not bool((means.values.diff() == 1).all()):
+        raise ValueError("Residues need consecutive numbers: keep a run of them, means.kept(means.values < 100).")
+    columns: list[list[list[float]]] = []
+    shuffled: list[list[list[float]]] = []
+    used = []
+    for T in moduli:
+        n = len(means.values) // T * T
+        if T < 2 or n < 2 * T:
+            raise ValueError(f"The modulus {T} needs to be at least 2, and at least {2 * max(T, 2)} numbers.")
+        used.append(n)
+        labels, parts = means.values[:n] % T, _folds(n, T, folds, seed)
+        orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed + s)) for s in range(draws)]
+        each = [_measures(means.at(i)[:n], labels, T, parts, orders, ridge) for i in range(len(means.sites))]
+        columns.append([row for row, _ in each])
+        shuffled.append([null for _, null in each])
+    phi, between, share, spike, fisher, chance, kappa = torch.tensor(columns, dtype=torch.float64).permute(2, 1, 0)
+    null = torch.tensor(shuffled, dtype=torch.float64).reshape(len(moduli), len(means.sites), draws).permute(2, 1, 0)
+    return Separability(
+        sites=means.sites,
+        moduli=tuple(moduli),
+        phi=phi,
+        between=between,
+        share=share,
+        spike=spike,
+        fisher=fisher,
+        fisher_shuffled=chance,
+        kappa=kappa,
+        kappa_shuffled=null,
+        numbers=tuple(used),
+        ridge=float(ridge),
+    )
+
+
+def _measures(
+    x: Tensor, labels: Tensor, T: int, parts: Tensor, orders: list[Tensor], ridge: int | float
+) -> tuple[list[float], list[float]]:
+    """A site's measures in the order of the attributes, and the kappas of permuted residues."""
+    x = x - x.mean(0)
+    phi, spike = _spike(x, T)
+    between, within = _scatter(x, labels, T)
+    chance = [_fisher(x, labels[o], T, ridge) for o in orders]
+    share = between / max(between + within, 1e-300)
+    fisher, kappa = _fisher(x, labels, T, ridge), _kappa(x, labels, T, parts, ridge)
+    row = [phi, between, share, spike, fisher, sum(chance) / max(len(orders), 1), kappa]
+    return row, [_kappa(x, labels[o], T, parts, ridge) for o in orders]
+
+
+def _spike(x: Tensor, T: int) -> tuple[float, float]:
+    """Φ_T, and its mean line over the mean of all other lines."""
+    n = len(x)
+    power = torch.fft.fft(x, dim=0).abs().square().sum(1) / n
+    at = torch.zeros(n, dtype=torch.bool)
+    at[torch.arange(1, T) * (n // T)] = True
+    others = power[1:][~at[1:]]
+    return float(power[at].sum()), float(power[at].mean() / others.mean().clamp(min=1e-300))
+
+
+def _class_means(x: Tensor, labels: Tensor, T: int) -> Tensor:
+    one_hot = torch.nn.functional.one_hot(labels, T).to(x.dtype)
+    return (one_hot.T @ x) / one_hot.sum(0)[:, None]
+
+
+def _scatter(x: Tensor, labels: Tensor, T: int) -> tuple[float, float]:
+    """Tr S_B and Tr S_W, classes of one size."""
+    centres = _class_means(x, labels, T)
+    return float(centres.square().sum() / T), float((x - centres[labels]).square().sum() / len(x))
+
+
+def _fisher(x: Tensor, labels: Tensor, T: int, ridge: int | float) -> float:
+    """The largest eigenvalue of (S_W + ρ tr(S_W)/d I)^(-1) S_B, from T x T products (Woodbury on the numbers)."""
+    centres = _class_means(x, labels, T) / T**0.5
+    within = (x - centres[labels] * T**0.5) / len(x) ** 0.5
+    level = ridge * float(within.square().sum()) / x.shape[1]
+    if level <= 0:
+        return float("inf") if float(centres.square().sum()) > 0 else 0.0
+    cross = within @ centres.T
+    inner = within @ within.T + level * torch.eye(len(x), dtype=x.dtype)
+    product = (centres @ centres.T - cross.T @ torch.linalg.solve(inner, cross)) / level
+    return float(torch.linalg.eigvalsh((product + product.T) / 2)[-1])
+
+
+def _folds(n: int, T: int, folds: int, seed: int) -> Int[Tensor, " n"]:
+    """Which fold each number is held out in: whole runs of T, so that residues stay balanced."""
+    runs = n // T
+    order = torch.randperm(runs, generator=torch.Generator().manual_seed(seed))
+    return (order % min(folds, runs)).repeat_interleave(T)
+
+
+def _kappa(x: Tensor, labels: Tensor, T: int, parts: Tensor, ridge: int | float) -> float:
+    """Cohen's kappa of a ridge classifier on held-out numbers."""
+    guesses = torch.empty_like(labels)
+    targets = torch.nn.functional.one_hot(labels, T).to(x.dtype)
+    for part in parts.unique().tolist():
+        out = parts == part
+        mean = x[~out].mean(0)
+        fitted, held = x[~out] - mean, x[out] - mean
+        inner = fitted @ fitted.T
+        level = ridge * float(inner.trace()) / len(inner)
+        weights = torch.linalg.solve(inner + max(level, 1e-300) * torch.eye(len(inner), dtype=x.dtype), targets[~out])
+        guesses[out] = (held @ fitted.T @ weights).argmax(1)
+    return cohen_kappa(labels, guesses)
+
+
+def cohen_kappa(right: Int[Tensor, " n"], guessed: Int[Tensor, " n"]) -> float:
+    """Return Cohen's kappa, (agreement - chance) / (1 - chance), chance being that of the two label frequencies."""
+    size = int(torch.cat([right, guessed]).max()) + 1
+    chance = float(torch.bincount(right, minlength=size).double() @ torch.bincount(guessed, minlength=size).double())
+    chance /= len(right) ** 2
+    agreement = float((right == guessed).double().mean())
+    return (agreement - chance) / (1 - chance) if chance < 1 else 0.0
