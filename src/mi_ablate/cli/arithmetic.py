@@ -1,6 +1,7 @@
 """Commands about numbers in a language model, or in a toy on modular arithmetic."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,20 @@ from mi_ablate.cli.application import AsJson, Threads, app, command_line, progre
 if TYPE_CHECKING:
     from mi_ablate._types import HookedModel
     from mi_ablate.arithmetic import Problems
+    from mi_ablate.arithmetic import Task as Kind
 
 Task = Annotated[str, typer.Option(help="add, sub, times, floordiv, mod, equation or greater.")]
 Template = Annotated[
     str | None, typer.Option(help="A name (kt, 'kt space', question, bare, spaced) or a text with {a} and {b}.")
 ]
 Upto = Annotated[int | None, typer.Option(help="Operands from 0 to this, exclusive; the task's own (100) by default.")]
+Bos = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="A beginning-of-sequence token; the model's own default otherwise."),
+]
+Published = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Numbers to compare with, such as benchmarks/published/*.json.")
+]
 Limit = Annotated[int | None, typer.Option(help="A random sample of so many problems.")]
 
 
@@ -28,11 +37,15 @@ def helix(
     upto: Upto = None,
     periods: Annotated[list[float] | None, typer.Option(metavar="T", help="Repeatable; 2, 5, 10, 100.")] = None,
     layers: Annotated[str | None, typer.Option(help="Such as 0,3-5; all by default.")] = None,
+    free: Annotated[int, typer.Option(help="Periods to search without assuming any; 0 for none.")] = 4,
+    pairs: Annotated[int, typer.Option(help="Pairs of right problems for the causal tests.")] = 100,
     at: Annotated[list[str] | None, typer.Option(metavar="OPERAND", help="a, b or both (repeatable); a.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for helix.html.")] = Path("out"),
+    published: Published = None,
     as_json: AsJson = False,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of samples and controls.")] = 0,
+    bos: Bos = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts a pass; chosen by memory.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 by default; bfloat16, float64.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
@@ -44,17 +57,20 @@ def helix(
     from mi_ablate.attention_view.asked import layers_of
     from mi_ablate.helix_analysis import analyse_helix
     from mi_ablate.helix_analysis.page import print_summary, write
+    from mi_ablate.published import compared, read_published
 
-    loaded, asked, own = problems_for(model, task, template, upto, limit, seed, dtype, device, revision)
+    source = "" if published is None else read_published(published).get("source", str(published))
+    loaded, asked, own = problems_for(model, task, template, upto, limit, seed, bos, dtype, device, revision)
     where = None if layers is None else layers_of(layers, loaded.cfg.n_layers)
     with progress_bar(shown=not as_json) as progress:
         found = analyse_helix(
-            loaded, asked, name=model, periods=periods or own, at=at or ("a",), layers=where, seed=seed,
-            batch_size=batch_size, progress=progress,
+            loaded, asked, name=model, periods=periods or own, free=free, pairs=pairs, at=at or ("a",),
+            layers=where, seed=seed, batch_size=batch_size, progress=progress,
         )  # fmt: skip
-    page = write(found, out / "helix.html", command=command_line())
+    rows = None if published is None else compared(found.to_json(), published)
+    page = write(found, out / "helix.html", command=command_line(), published=rows, source=source)
     if as_json:
-        typer.echo(json.dumps({**found.to_json(), "page": str(page)}))
+        typer.echo(json.dumps({**found.to_json(), **({} if rows is None else {"published": rows}), "page": str(page)}))
     else:
         print_summary(found)
         typer.echo(f"\nPage: {page}")
@@ -67,6 +83,7 @@ def problems_for(
     upto: int | None,
     limit: int | None,
     seed: int,
+    bos: bool | None,
     dtype: str | None,
     device: str | None,
     revision: str | None,
@@ -79,13 +96,47 @@ def problems_for(
 
     if name in toys.names() or Path(name).is_file():
         toy = toys.load(name, device=device or "cpu", dtype=precision_of(dtype))
-        asked = problems_of(toy, None if task == "add" and len(toy.config.operations) == 1 else task)
-        keys = modular.key_frequencies(modular.grid(toy, toy.config.operations[0]))["energy"]
+        asked = problems_of(toy, task)
+        if task == "mul":
+            raise ValueError(
+                "Products mod p turn on circles of discrete logarithms, not of numbers: mi-ablate fourier."
+            )
+        keys = modular.key_frequencies(modular.grid(toy, task))["energy"]
         return toy.model, asked, tuple(toy.modulus / k for k in sorted(keys.frequencies)) or None
     kind = task_of(task)  # what is wrong with the words is said before the model is loaded
     kind.template(template)
     loaded = load_model(name, dtype=dtype, device=device, revision=revision)
     a = None if upto is None else range(kind.a.start, upto)
     b = None if upto is None or kind.b != range(100) else range(upto)
-    asked = problems(loaded, kind, a, b, template=template, outside="drop", limit=limit, seed=seed)
+    text = template or _known(loaded, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # operands of different forms: the page says so
+        asked = problems(loaded, kind, a, b, template=text, outside="drop", bos=bos, limit=limit, seed=seed)
+    if upto is not None:
+        _check_single(loaded, asked, upto)
     return loaded, asked, None
+
+
+def _check_single(model: "HookedModel", asked: "Problems", upto: int) -> None:
+    """Refuse operands that were left out because they are several tokens: the numbers would have gaps."""
+    from mi_ablate.arithmetic import numerals
+
+    there = numerals(model.tokenizer, asked.forms["a"], upto)  # type: ignore[attr-defined]
+    if there.first_failure is not None:
+        raise ValueError(
+            f"--upto {upto}: {there.first_failure} is no single token where {asked.template!r} has a. "
+            f"{there.range_text} Choose at most --upto {there.contiguous + 1}."
+        )
+
+
+def _known(model: "HookedModel", kind: "Kind") -> str | None:
+    """The first template of a task whose words the tokenizer knows; the default where it knows all or none."""
+    from mi_ablate.arithmetic.single_tokens import encoded
+
+    tokenizer = getattr(model, "tokenizer", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None:
+        return None
+    texts = [text for text in kind.templates.values() if not text.startswith(" ")]
+    rows = encoded(tokenizer, [text.replace("{a}", "12").replace("{b}", "13") for text in texts])
+    return next((text for text, row in zip(texts, rows) if unknown not in row), None)

@@ -11,11 +11,29 @@ from torch import Tensor
 
 from mi_ablate import arithmetic
 from mi_ablate._types import HookedModel
-from mi_ablate.arithmetic import HelixFits, NumberMeans, Problems
+from mi_ablate.arithmetic import (
+    Baselines,
+    CircularProbes,
+    FreePeriods,
+    HelixFits,
+    Irreducibility,
+    Linearity,
+    NumberMeans,
+    NumberSpectra,
+    Numerals,
+    Problems,
+    Separability,
+)
 from mi_ablate.arithmetic.helices import HeldOut, PeriodSubsets
 
 HELD = 3
 """Numbers ending in this digit are held out for the picture (Kantamneni & Tegmark 2025, App. C.1)."""
+DRAWS = 19
+"""Searches over shuffled numbers: one step in twenty stands out by chance."""
+_RUN = 100
+"""Periods 2, 2.5, 5, 10 and 100 divide a multiple of this many numbers."""
+DEAD = 1e-9
+"""A coefficient below this share of its partner's is what rounding leaves of none."""
 T = TypeVar("T")
 
 
@@ -40,7 +58,14 @@ class Operand:
 
     of: str
     means: NumberMeans
+    embedding: NumberSpectra | None
+    """Of the rows of W_E of a gapless run of numbers."""
+    spectra: NumberSpectra | None
+    linearity: Linearity
+    separability: Separability | None
+    """Of the residues of the whole periods."""
     fits: HelixFits
+    baselines: Baselines
     subsets: PeriodSubsets
     best: str
     """The site whose leave-one-number-out R² is highest."""
@@ -48,6 +73,11 @@ class Operand:
     """Fitted without the numbers that end in 3."""
     coordinates: Float[Tensor, "v k"] | None
     """Of each number on that helix at the best site, a column a label of the fits."""
+    free: list[FreePeriods]
+    """Searched without assuming any period: at the first site and at the best."""
+    probes: CircularProbes
+    circles: list[Irreducibility]
+    """Of each period's plane at the best site, and of the same planes fitted to shuffled numbers."""
 
 
 def operand(
@@ -56,6 +86,8 @@ def operand(
     of: str,
     sites: Sequence[str],
     periods: tuple[int | float, ...],
+    free: int,
+    seed: int,
     batch_size: int | None,
     progress: Callable[[str, int, int], None],
     tries: Tries,
@@ -68,15 +100,92 @@ def operand(
     score = torch.where(fits.loo.isnan(), fits.adjusted, fits.loo)
     best = means.sites[int(score.argmax())]
     held = tries(f"held out at {of}", lambda: arithmetic.held_out_fit(means, means.values % 10 == HELD, periods))
+    chosen = list(dict.fromkeys((means.sites[0], best))) if free else []
+    searched = [
+        tries(
+            f"free periods at {of}, {site}", partial(arithmetic.free_periods, means, site, free, draws=DRAWS, seed=seed)
+        )
+        for site in chosen
+    ]
+    moduli = [T for T in periods if isinstance(T, int) and 2 <= T <= len(means.values) // 2]
     return Operand(
         of=of,
         means=means,
+        **_spectra(model, problems, means, periods, seed, tries),
+        separability=tries(
+            f"separability at {of}", lambda: arithmetic.residue_separability(means, _some(moduli), seed=seed)
+        ),
         fits=fits,
+        baselines=arithmetic.baselines(means, periods, seed=seed),
         subsets=arithmetic.subsets(means, periods),
         best=best,
         held=held,
         coordinates=None if held is None else arithmetic.projected(means, held.fits.fit(best), best),
+        free=[x for x in searched if x is not None],
+        probes=arithmetic.circular_probes(means, seed=seed),
+        circles=tries(f"irreducibility at {of}", lambda: _circles(means, fits, best, seed)) or [],
     )
+
+
+def _some(moduli: list[int]) -> list[int]:
+    if not moduli:
+        raise ValueError("No period is a whole number of which there are at least two turns, so there is no residue.")
+    return moduli
+
+
+def _spectra(
+    model: HookedModel,
+    problems: Problems,
+    means: NumberMeans,
+    periods: tuple[int | float, ...],
+    seed: int,
+    tries: Tries,
+) -> dict[str, Any]:
+    """The spectra of the embedding over the longest run of numbers, and of the stream over those of the prompts."""
+    of = means.of
+    given = {"of_interest": periods, "seed": seed}
+    numerals = problems.numerals
+    if problems.modulus is None:
+        numerals = arithmetic.numerals(getattr(model, "tokenizer", None), problems.forms[of])
+    return {
+        "embedding": tries(
+            f"spectrum of the embedding, {of}",
+            lambda: arithmetic.number_spectra(embedding_run(model, numerals, of), **given),
+        ),
+        "spectra": tries(f"spectra at {of}", lambda: arithmetic.number_spectra(means, **given)),
+        "linearity": arithmetic.linearity(means, seed=seed),
+    }
+
+
+def embedding_run(model: HookedModel, numerals: Numerals, of: str) -> NumberMeans:
+    """Return the embedding of 0 to n - 1: all without a gap, n a multiple of 100 where there are so many."""
+    means = arithmetic.embedding_means(model, numerals, of)
+    n = numerals.contiguous + 1
+    n = n // _RUN * _RUN if n >= _RUN and n != numerals.upto else n
+    return means.kept(means.values < n)
+
+
+def _circles(means: NumberMeans, fits: HelixFits, site: str, seed: int) -> list[Irreducibility]:
+    """Indices of the plane of each period that has one, and the same of a helix of shuffled numbers."""
+    found = []
+    null = arithmetic.method_fits(means, "shuffled", fits.periods, seed=seed)
+    for name, some in (("period", fits), ("shuffled, period", null)):
+        fit = some.fit(site)
+        coordinates = arithmetic.projected(means, fit, site)
+        for T, pair in planes(fits).items():
+            found.append(arithmetic.irreducibility(coordinates[:, pair], f"{name} {T:g}", seed=seed))
+    return found
+
+
+def planes(fits: HelixFits) -> dict[int | float, list[int]]:
+    """Return the columns of cosine and sine of each period that has both: the sine of period 2 is zero on whole numbers."""
+    found = {}
+    for T in fits.periods:
+        pair = [fits.labels.index(f"{fits.means.of}:{word} {T:g}") for word in ("cos", "sin")]
+        lengths = fits.norms[:, pair]
+        if bool((lengths > DEAD * lengths.amax(1, keepdim=True)).all()):
+            found[T] = pair
+    return found
 
 
 def by_site(sites: Sequence[str], values: Any) -> dict[str, float]:

@@ -14,9 +14,10 @@ from typing import Any
 from mi_ablate import arithmetic
 from mi_ablate._prompt_files import Words
 from mi_ablate._types import HookedModel
-from mi_ablate.arithmetic import Asked, Numerals, Problems
+from mi_ablate.arithmetic import Asked, Numerals, Problems, Swaps
 from mi_ablate.arithmetic.helices import PERIODS
 from mi_ablate.arithmetic.single_tokens import FORMS
+from mi_ablate.helix_analysis.causal import causal
 from mi_ablate.helix_analysis.representation import Operand, Tries, operand
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,10 @@ class HelixAnalysis:
     """By form, which numbers are single tokens."""
     operands: dict[str, Operand]
     """What was measured at the token of "a", "b"."""
+    swaps: dict[str, Swaps]
+    """What writing another number does, by the token written to; empty where nothing could be asked."""
+    removals: dict[str, Swaps]
+    """What removing the helix's subspace does to the right answers, beside other subspaces."""
     warnings: list[str]
     reasons: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +51,7 @@ class HelixAnalysis:
         return to_json(self)
 
     def __repr__(self) -> str:
-        best = "; ".join(f"{x.fits!r} at {name}" for name, x in self.operands.items())
+        best = "; ".join(f"{x.baselines!r} at {name}" for name, x in self.operands.items())
         return f"HelixAnalysis({self.model}, {self.asked.problems.task}: accuracy {self.asked.accuracy:.3f}, {best})"
 
 
@@ -56,19 +61,23 @@ def analyse_helix(
     *,
     name: str = "model",
     periods: Sequence[int | float] | None = None,
+    free: int = 4,
+    pairs: int = 100,
     at: Sequence[str] = ("a",),
     layers: Sequence[int] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> HelixAnalysis:
-    """Return how a model represents the operands of problems.
+    """Return how a model represents the operands of problems, and what writing them back does to its answers.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
         problems: from `arithmetic.problems` or `arithmetic.problems_of`.
         name: of the model, for the page.
         periods: of the helix; 2, 5, 10 and 100 where None.
+        free: periods to search without assuming any; 0 for none.
+        pairs: pairs of right problems for the causal tests.
         at: the operands looked at.
         layers: whose input is looked at; all by default.
         seed: of samples and controls.
@@ -90,18 +99,37 @@ def analyse_helix(
     with python_warnings.catch_warnings(record=True) as said:
         python_warnings.simplefilter("always", UserWarning)
         asked = arithmetic.asked(model, problems, batch_size=batch_size, progress=partial(progress, "answers"))
-        operands = {of: operand(model, problems, of, sites, chosen, batch_size, progress, tries) for of in at}
+        operands = {
+            of: operand(model, problems, of, sites, chosen, free, seed, batch_size, progress, tries) for of in at
+        }
+        causes = causal(model, asked, operands, chosen, pairs, seed, batch_size, progress, tries)
     return HelixAnalysis(
         model=name,
         asked=asked,
         example=_example(model, problems),
         numerals=_numerals(model, problems),
         operands=operands,
-        warnings=list(dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UserWarning))),
+        **causes,
+        warnings=[*_of_forms(problems), *_of_others(said)],
         reasons=tries.reasons,
-        settings={"periods": list(chosen), "seed": seed, "sites": list(sites)},
+        settings={"periods": list(chosen), "free": free, "pairs": pairs, "seed": seed, "sites": list(sites)},
         seconds=time.perf_counter() - start,
     )
+
+
+def _of_forms(problems: Problems) -> list[str]:
+    """That the operands are different tokens, where they are."""
+    forms = {problems.forms[name] for name in problems.operands}
+    if len(forms) == 1:
+        return []
+    said = ", ".join(f"{name} is written {problems.forms[name]}" for name in problems.operands)
+    return [f"{said}: these are different tokens with different embeddings, and the two helices are not comparable."]
+
+
+def _of_others(said: list[python_warnings.WarningMessage]) -> list[str]:
+    """What the measures warned of, each once; that nothing is right is said elsewhere."""
+    texts = (str(w.message) for w in said if issubclass(w.category, UserWarning))
+    return list(dict.fromkeys(text for text in texts if not text.startswith("The model gets none")))
 
 
 def _sites(model: HookedModel, layers: Sequence[int] | None) -> tuple[str, ...]:
