@@ -34,55 +34,52 @@ def some() -> Pairs:
     return pairs(sums(), 8)
 
 
-def cached(model: Any, tokens: Tensor) -> Any:
-    with torch.no_grad():
-        return model.run_with_cache(tokens)[1]
+class Slow:
+    """The definitions by bare hooks on whole passes."""
 
+    def __init__(self, model: Any, given: Pairs) -> None:
+        self.model, self.given = model, given
+        with torch.no_grad():
+            self.clean, self.corrupted = (model.run_with_cache(x.tokens)[1] for x in (given.clean, given.corrupted))
+        self.plain = self.picked([])
 
-def gain(model: Any, given: Pairs, hooks: Any) -> Tensor:
-    """The gain of the clean answer's logit at the last position over the corrupted run, with bare hooks."""
-    edited, plain = (logits_with(model, given.corrupted.tokens, h)[:, -1] for h in (hooks, []))
-    picked = given.clean.answers[:, None]
-    return (edited.gather(1, picked) - plain.gather(1, picked))[:, 0].double()
+    def picked(self, hooks: Any) -> Tensor:
+        logits = logits_with(self.model, self.given.corrupted.tokens, hooks)[:, -1]
+        return logits.gather(1, self.given.clean.answers[:, None])[:, 0].double()
 
+    def total(self, c: Component) -> Tensor:
+        def write(x: Tensor, hook: Any) -> Tensor:
+            x = x.clone()
+            where = (slice(None), -1) if c.head is None else (slice(None), -1, c.head)
+            x[where] = self.clean[c.site][where]
+            return x
 
-def slow_total(model: Any, given: Pairs, c: Component) -> Tensor:
-    clean = cached(model, given.clean.tokens)
+        return self.picked([(c.site, write)]) - self.plain
 
-    def write(x: Tensor, hook: Any) -> Tensor:
-        x = x.clone()
-        where = (slice(None), -1) if c.head is None else (slice(None), -1, c.head)
-        x[where] = clean[c.site][where]
-        return x
+    def direct(self, c: Component, frozen: bool = False) -> Tensor:
+        """The difference of the two runs' writes, added at the last residual stream."""
+        change = self.clean[c.site][:, -1] - self.corrupted[c.site][:, -1]
+        if c.head is not None:
+            change = change[:, c.head] @ self.model.blocks[c.layer].attn.W_O[c.head]
 
-    return gain(model, given, [(c.site, write)])
+        def add(x: Tensor, hook: Any) -> Tensor:
+            return torch.cat([x[:, :-1], x[:, -1:] + change[:, None]], dim=1)
 
-
-def slow_direct(model: Any, given: Pairs, c: Component, frozen: bool = False) -> Tensor:
-    """The difference of the two runs' writes, added at the last residual stream."""
-    runs = [cached(model, x.tokens) for x in (given.clean, given.corrupted)]
-    clean, corrupted = (run[c.site][:, -1] for run in runs)
-    change = clean - corrupted
-    if c.head is not None:
-        change = change[:, c.head] @ model.blocks[c.layer].attn.W_O[c.head]
-
-    def add(x: Tensor, hook: Any) -> Tensor:
-        return torch.cat([x[:, :-1], x[:, -1:] + change[:, None]], dim=1)
-
-    hooks: list[Any] = [(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", add)]
-    if frozen:
-        hooks.append(("ln_final.hook_scale", lambda x, hook: runs[1]["ln_final.hook_scale"]))
-    return gain(model, given, hooks)
+        hooks: list[Any] = [(f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post", add)]
+        if frozen:
+            hooks.append(("ln_final.hook_scale", lambda x, hook: self.corrupted["ln_final.hook_scale"]))
+        return self.picked(hooks) - self.plain
 
 
 def agrees(model: Any, given: Pairs, what: Any = ALL, tolerance: float = 1e-10) -> None:
     live, frozen = (component_effects(model, given, what, norm=norm, draws=0) for norm in ("live", "frozen"))
     assert (live.norm, frozen.norm) == ("live", "frozen")
+    slow = Slow(model, given)
     for i, c in enumerate(live.components):
-        assert torch.allclose(live.total[i], slow_total(model, given, c), atol=tolerance), c
-        assert torch.allclose(live.direct[i], slow_direct(model, given, c), atol=tolerance), c
+        assert torch.allclose(live.total[i], slow.total(c), atol=tolerance), c
+        assert torch.allclose(live.direct[i], slow.direct(c), atol=tolerance), c
         if model.cfg.normalization_type is not None:
-            assert torch.allclose(frozen.direct[i], slow_direct(model, given, c, True), atol=tolerance), c
+            assert torch.allclose(frozen.direct[i], slow.direct(c, frozen=True), atol=tolerance), c
     assert torch.equal(live.total, frozen.total)
     assert torch.equal(live.indirect, live.total - live.direct)
     assert live.direct.abs().max() > 1e-3
@@ -204,15 +201,17 @@ def test_all_heads_of_a_layer_together_are_its_attention(model, some) -> None:
 def test_other_vectors_take_the_place_of_the_clean_ones(model, some) -> None:
     names = [f"blocks.{i}.{x}" for i in range(2) for x in ("attn.hook_z", "hook_mlp_out")]
     clean, corrupted = (collect(model, x.tokens, names) for x in (some.clean, some.corrupted))
-    found = component_effects(model, some, ALL)
-    same = component_effects(model, some, ALL, written=clean)
+    found = component_effects(model, some, ALL, draws=0)
+    same = component_effects(model, some, ALL, draws=0, written=clean)
     assert torch.equal(found.total, same.total)
     assert torch.allclose(found.direct, same.direct)
     assert (found.written, same.written) == ("clean", "other")
-    nothing = component_effects(model, some, ALL, written=corrupted)
+    nothing = component_effects(model, some, ALL, draws=0, written=corrupted)
     assert max(nothing.total.abs().max(), nothing.direct.abs().max()) < 1e-12
     half = {name: (clean[name] + corrupted[name]) / 2 for name in names}
-    frozen, part = (component_effects(model, some, ALL, norm="frozen", written=w).direct for w in (clean, half))
+    frozen, part = (
+        component_effects(model, some, ALL, draws=0, norm="frozen", written=w).direct for w in (clean, half)
+    )
     assert torch.allclose(part, frozen / 2, atol=1e-12)
     assert "other vectors" in repr(same)
     with pytest.raises(KeyError, match="written has no vectors for"):
@@ -223,9 +222,10 @@ def test_other_vectors_take_the_place_of_the_clean_ones(model, some) -> None:
 
 def test_batches_and_another_metric_change_nothing(model, some) -> None:
     metric = logit_diff(some.clean.answers, some.corrupted.answers)
+    some_of = ["L0H1", "MLP 1"]
     for given in ({}, {"metric": metric}):
-        whole = component_effects(model, some, ALL, **given)
-        parts = component_effects(model, some, ALL, batch_size=3, **given)
+        whole = component_effects(model, some, some_of, draws=0, **given)
+        parts = component_effects(model, some, some_of, draws=0, batch_size=3, **given)
         assert torch.allclose(whole.total, parts.total, atol=1e-12)
         assert torch.allclose(whole.direct, parts.direct, atol=1e-12)
         assert torch.allclose(whole.gap, parts.gap, atol=1e-12)
@@ -233,10 +233,14 @@ def test_batches_and_another_metric_change_nothing(model, some) -> None:
     after = metric(logits_with(model, some.clean.tokens), None, torch.arange(8)).double()
     assert torch.allclose(whole.gap, after - before)
     # two tokens of one run: the gain of one minus the gain of the other
-    swapped = component_effects(model, some, ALL, norm="frozen", metric=metric).direct
-    first = component_effects(model, some, ALL, norm="frozen").direct
+    swapped = component_effects(model, some, some_of, draws=0, norm="frozen", metric=metric).direct
+    first = component_effects(model, some, some_of, draws=0, norm="frozen").direct
     second = component_effects(
-        model, Pairs(replace(some.clean, answers=some.corrupted.answers), some.corrupted), ALL, norm="frozen"
+        model,
+        Pairs(replace(some.clean, answers=some.corrupted.answers), some.corrupted),
+        some_of,
+        draws=0,
+        norm="frozen",
     )
     assert torch.allclose(swapped, first - second.direct, atol=1e-10)
 
@@ -335,7 +339,7 @@ def told() -> Pairs:
 def test_smallest_sets_of_heads_whose_shares_are_known(told) -> None:
     model = copying([0.05, 0.5, 0.15, 0.3])
     found = smallest_sets(model, told, shares=(0.49, 0.7, 0.79, 0.9, 0.94, 0.99))
-    assert found.searches == ("rank", "contiguous", "greedy", "exhaustive")
+    assert found.searches == ("rank", "contiguous", "greedy", "pruned", "exhaustive")
     assert [c.name for c in found.components] == ["L0H1", "L0H3", "L0H2", "L0H0"]
     assert torch.allclose(found.shares_of_curve(), torch.tensor([0.5, 0.8, 0.95, 1.0]).double(), atol=1e-6)
     sizes = [len(chosen) for chosen in found.sets if chosen is not None]
