@@ -112,3 +112,48 @@ def test_a_written_helix_of_a_gives_the_whole_effect_until_a_was_read(adder, sum
         assert rows["shuffled"][site].mean() < 0.2 * gain.mean()
         assert rows["circle"][site].mean() > 0.9 * gain.mean(), "without the line"
     assert max(float(x[2].abs().max()) for x in rows.values()) < 1e-9
+
+
+def test_the_spectrum_has_the_planted_periods_and_no_other(adder, sums):
+    means = arithmetic.embedding_means(adder.model, sums.numerals)
+    below = means.kept(means.values < 100)
+    found = arithmetic.number_spectra(below)
+    assert sorted(found.peaks()) == [2, 5, 10, 100]
+    flat = planted(periods=(2, 5, 10, 25), linear=0.5, seed=4)
+    other = arithmetic.embedding_means(flat.model, sums.numerals)
+    sizes = flat.truth.radii
+    energy = {T: r**2 for T, r in sizes.items()}  # of cos and sin together; the same for the one coordinate of period 2
+    shares = arithmetic.number_spectra(other.kept(other.values < 100))
+    total = sum(energy.values())
+    for T, share in energy.items():
+        assert shares.shares[0, shares.line(T)] == pytest.approx(share / total, abs=0.02), "the line has the rest"
+    mixed = planted(shuffled=True, seed=4)
+    none = arithmetic.embedding_means(mixed.model, sums.numerals)
+    assert not arithmetic.number_spectra(none.kept(none.values < 100)).peaks()
+
+
+def test_the_neurons_terms_come_back(adder, sums):
+    neurons = adder.truth.neurons
+    found = arithmetic.neuron_fits(adder.model, sums, [(n["layer"], n["neuron"]) for n in neurons])
+    wanted = torch.zeros_like(found.coef)
+    for i, neuron in enumerate(neurons):
+        terms = dict(neuron["terms"])
+        if "answer:linear" in terms:  # the line of a + b is that of a plus that of b
+            terms["a:linear"] = terms["b:linear"] = terms.pop("answer:linear")
+        wanted[[found.labels.index(label) for label in terms], i] = torch.tensor(list(terms.values())).double()
+    assert found.coef == pytest.approx(wanted, abs=1e-6)
+    assert found.r2.min() > 1 - 1e-9
+    fraction = found.answer_fraction()
+    for i, neuron in enumerate(neurons):
+        if neuron["period"]:
+            assert fraction[i] == pytest.approx(float(neuron["reads"] == "a+b"), abs=1e-6)
+
+
+def test_direct_effects_of_neurons_add_up_to_their_mlps(adder, pairs):
+    found = arithmetic.neuron_direct_effects(adder.model, pairs)
+    gain = float(adder.truth.gain(pairs.clean.inputs["answer"], pairs.corrupted.inputs["answer"]).mean())
+    for layer in range(4):
+        share = SHARES.get(("mlp", layer), 0)
+        assert found.mean[found.neurons[:, 0] == layer].sum() == pytest.approx(share * gain, abs=1e-4)
+    alive = {(n["layer"], n["neuron"]) for n in adder.truth.neurons if n["reads"] == "a+b"}
+    assert {tuple(x) for x in found.carrying(0.99).tolist()} <= alive
