@@ -17,6 +17,8 @@ from mi_ablate.arithmetic.digit_probes import (
     left_out_predictions,
     sinusoidal_probes,
 )
+from mi_ablate.arithmetic.helices import helix_fits, projected
+from mi_ablate.arithmetic.period_search import free_periods
 from mi_ablate.arithmetic.reducibility import (
     irreducibility,
     mixture_index,
@@ -125,19 +127,19 @@ def test_what_cannot_be_probed() -> None:
         hat_matrix(draw(4, 2), 0)
 
 
-def around(n: int = 1500, noise: float = 0.05) -> Tensor:
+def around(n: int = 800, noise: float = 0.05) -> Tensor:
     angle = 2 * math.pi * torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.stack([angle.cos(), angle.sin()], 1) + noise * draw(n, 2)
 
 
 def test_a_circle_is_irreducible_and_a_cross_or_independent_coordinates_are_not() -> None:
-    circle_, gauss = irreducibility(around()), irreducibility(draw(1500, 2))
-    uniform = irreducibility(torch.rand(1500, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5)
-    cross = draw(1500, 2)
+    circle_, gauss = irreducibility(around()), irreducibility(draw(800, 2))
+    uniform = irreducibility(torch.rand(800, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5)
+    cross = draw(800, 2)
     cross[::2, 0] = 0.01 * cross[::2, 0]
     cross[1::2, 1] = 0.01 * cross[1::2, 1]
     mixed = irreducibility(cross @ torch.linalg.qr(draw(2, 2)).Q)
-    assert circle_.excess > 1
+    assert circle_.excess > 0.6
     assert circle_.mixture < 0.25
     assert abs(gauss.excess) < 0.05  # independent in every rotation
     assert uniform.excess < 0.05  # independent in one
@@ -189,16 +191,37 @@ def test_the_sweep_finds_what_gradient_ascent_looks_for() -> None:
 def test_planes_of_number_means() -> None:
     values = torch.arange(100)
     x = 3 * circle((values % 10)[:, None], 10) @ torch.linalg.qr(draw(8, 2)).Q.T + 0.1 * draw(100, 8)
-    planes = plane_irreducibility(means_of(x, values), bins=8)
+    planes = plane_irreducibility(means_of(x, values))
     assert [plane.name for plane in planes] == ["PC 1-2", "PC 2-3", "PC 3-4", "PC 4-5"]
     assert planes[0].excess > max(plane.excess for plane in planes[1:])
     assert planes[0].row()["points"] == 100
 
 
-def test_few_points_have_a_large_index_whatever_they_are() -> None:
-    few = irreducibility(draw(100, 2))
-    assert few.separability > 1.5
-    assert abs(few.excess) < 0.4
+def test_few_points_have_a_large_index_in_many_bins_whatever_they_are() -> None:
+    fine, coarse, round_ = (
+        irreducibility(draw(100, 2), bins=40),
+        irreducibility(draw(100, 2)),
+        irreducibility(around(100)),
+    )
+    assert fine.separability > 1.5
+    assert coarse.bins == 5
+    assert coarse.excess < 0.05 < 0.1 < round_.excess
+    assert irreducibility(draw(10, 2)).bins == 2
+
+
+def test_the_circles_of_a_grokked_model_are_found_without_assuming_their_periods() -> None:
+    toy = mi.toys.load("add97")
+    means = means_of({"W_E": toy.model.W_E[:97]}, range(97))
+    keys = {round(97 / T): T for T in free_periods(means, count=5).periods}
+    assert sorted(keys) == [6, 11, 16, 32, 44]  # cos and sin of 2πka/97 for these k
+    assert all(abs(97 / T - k) < 0.01 for k, T in keys.items())
+    assert float(sinusoidal_probes(means, list(keys.values())).accuracy[0]) == 1  # every number from the 96 others
+    assert float(sinusoidal_probes(means).accuracy[0]) < 0.05  # other periods
+    fit = helix_fits(means, list(keys.values()))
+    planes = projected(means, fit.fit(0), 0)
+    assert min(irreducibility(planes[:, [i, i + 1]]).excess for i in range(1, 11, 2)) > 0.08
+    base_10 = helix_fits(means)
+    assert float(base_10.loo[0]) < 0 < 0.8 < float(fit.loo[0])
 
 
 def test_what_is_no_plane() -> None:

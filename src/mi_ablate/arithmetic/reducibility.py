@@ -6,7 +6,8 @@
 A feature is reducible where, rotated, its coordinates are independent (S about 0), or where it is a mixture of points on a
 line and others (M high). A circle has high S and low M. Score: (1 - M) · S, over the principal planes 1-2 .. 4-5.
 
-S: centre, divide by the root mean square *norm* and multiply by √2; clip to [-3, 3]²; 40 x 40 histogram; 1,000 angles.
+S: centre, divide by the root mean square *norm* and multiply by √2; clip to [-3, 3]²; 40 x 40 histogram; 1,000 angles. Of
+fewer than 6,400 points the histogram has √n / 2 bins a side here, about four points a cell if they were spread evenly.
 The published demonstration divides by the mean square instead, so that S depends on the unit of the activations (see the
 regression test); and adds 1e-4 inside the logarithm, which is not done here.
 
@@ -37,6 +38,7 @@ class Irreducibility:
     mixture: float
     independent: float
     n: int
+    bins: int
 
     @property
     def score(self) -> float:
@@ -58,11 +60,17 @@ class Irreducibility:
             "mixture": self.mixture,
             "score": self.score,
             "points": self.n,
+            "bins": self.bins,
         }
 
 
 def irreducibility(
-    points: Float[Tensor, "n two"], name: str = "plane", *, epsilon: int | float = 0.1, bins: int = 40, seed: int = 0
+    points: Float[Tensor, "n two"],
+    name: str = "plane",
+    *,
+    epsilon: int | float = 0.1,
+    bins: int | None = None,
+    seed: int = 0,
 ) -> Irreducibility:
     """Return both indices of points in a plane.
 
@@ -70,7 +78,7 @@ def irreducibility(
         points: at least 10, not all equal.
         name: of the plane.
         epsilon: width of the mixture index, as a share of the root mean square.
-        bins: of the histogram, a side.
+        bins: of the histogram, a side; by the number of points where None, at most the paper's 40.
         seed: of the permuted control.
 
     Raises:
@@ -78,17 +86,18 @@ def irreducibility(
 
     """
     points = _checked(points)
+    bins = _bins(len(points)) if bins is None else bins
     turned = torch.linalg.eigh(points.T @ points).eigenvectors
     own = points @ turned
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
     null = separability_index(torch.stack([own[:, 0], own[order, 1]], 1), bins=bins)
     return Irreducibility(
-        name, separability_index(points, bins=bins), mixture_index(points, epsilon), null, len(points)
+        name, separability_index(points, bins=bins), mixture_index(points, epsilon), null, len(points), bins
     )
 
 
 def plane_irreducibility(
-    means: NumberMeans, site: str | int = 0, planes: int = 4, *, bins: int = 40, seed: int = 0
+    means: NumberMeans, site: str | int = 0, planes: int = 4, *, bins: int | None = None, seed: int = 0
 ) -> list[Irreducibility]:
     """Return the indices of the principal planes 1-2, 2-3, ... of the per-number means at one site.
 
@@ -103,9 +112,10 @@ def plane_irreducibility(
     ]
 
 
-def separability_index(points: Float[Tensor, "n two"], *, angles: int = 1000, bins: int = 40) -> float:
+def separability_index(points: Float[Tensor, "n two"], *, angles: int = 1000, bins: int | None = None) -> float:
     """Return the least mutual information, in bits, of the coordinates over ``angles`` rotations."""
     x = _checked(points)
+    bins = _bins(len(x)) if bins is None else bins
     x = x * math.sqrt(2) / x.square().sum(1).mean().sqrt()
     theta = torch.arange(angles, dtype=torch.float64) * math.pi / 2 / angles  # a quarter turn swaps the coordinates
     least = math.inf
@@ -136,6 +146,10 @@ def mixture_index(points: Float[Tensor, "n two"], epsilon: int | float = 0.1, *,
         overlap = torch.where(order < n, 1, -1).cumsum(1)
         best = max(best, int(overlap.max()))
     return best / n
+
+
+def _bins(n: int) -> int:
+    return min(40, max(2, round(math.sqrt(n) / 2)))
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ necessary and not sufficient: a residue cannot be separated without them, and ma
 both beside the same for permuted residues. With more dimensions than numbers the Fisher ratio of *any* labels is large,
 which is why the shuffled one must be looked at; κ is about 0 there.
 
-When it misleads: κ is about linear readers. And what can be read need not be used.
+When it misleads: κ is about linear readers. It is below 0 rather than about 0 where the activations are waves orthogonal to
+the residue's: what little they agree with it on the fitted numbers they disagree with it on the others. And what can be
+read need not be used.
 """
 
 from collections.abc import Sequence
