@@ -141,6 +141,26 @@ def test_the_frozen_cache_does_not_grow(model, prompts, answers) -> None:
         assert torch.equal(runs.score(hooks, metric), first)
 
 
+@pytest.mark.skipif(not has_hooked_transformer(), reason="a bridge has no way to start at a block")
+def test_the_last_position_runs_from_the_block_of_the_first_edit_on_unless_a_hook_would_act_twice(answers) -> None:
+    model, ran = tiny(n_layers=4), []
+    for layer in range(4):
+        point = f"blocks.{layer}.attn.hook_z"
+        model.add_hook(point, lambda x, hook, layer=layer: ran.append((layer, x.shape[1])), is_permanent=True)
+    prompts, metric = tokens_for(model, 9, 5), logit_diff(answers[:9], (answers[:9] + 1) % 11)
+    sites = {layer: f"blocks.{layer}.hook_mlp_out" for layer in range(4)}
+    runs = replay(model, prompts, Ablate(S).at(*sites.values(), pos=-1), metric)
+    for layer, mlp in sites.items():
+        for site in (mlp, f"blocks.{layer}.hook_resid_pre"):
+            hooks = Ablate(S).at(site, pos=-1)
+            ran.clear()
+            scores = runs.score(hooks, metric)
+            assert ran == [(i, 1) for i in range(layer, 4)]
+            assert torch.allclose(scores, whole_scores(model, prompts, hooks, metric), atol=1e-10)
+    model.add_hook("blocks.3.hook_resid_pre", lambda x, hook: 0.5 * x, is_permanent=True)
+    trap(model, prompts, Ablate(S).at("blocks.3.hook_mlp_out", pos=-1))
+
+
 WHOLE = {
     "another position": ({"pos": 2}, {}),
     "all positions": ({}, {}),

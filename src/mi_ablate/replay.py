@@ -5,7 +5,8 @@ Three ways, tried in this order; each but the last is checked against an ordinar
 - readout: all edits are at the last residual stream (the final norm's scale may be set too). Its activations are kept,
   and only the final norm and the unembedding run again.
 - last position: all edits, and the metric, are at the last position of a causal HookedTransformer without padding.
-  The keys and values of the earlier positions are kept (a frozen KV cache), and one position runs again.
+  The keys and values of the earlier positions are kept (a frozen KV cache), and one position runs again, from the block
+  of the first edit on.
 - whole: the whole forward pass.
 
 `from_layer` is a fourth way, for edits inside or after one block at any positions: the residual stream before that block is
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_ablate._attach import left_padding
+from mi_ablate._attach import Reader, left_padding
 from mi_ablate._positions import Window, resolve
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.interventions import Placed
@@ -33,6 +34,7 @@ from mi_ablate.model import (
     collect,
     default_batch_size,
     last_residual,
+    layer_of,
     rows_of,
     run,
     split,
@@ -203,25 +205,51 @@ def _last_position(model: Any, tokens: Tensor, batch_size: int | None) -> Replay
         return None
     device = model.cfg.device
 
-    def logits(state: tuple[Tensor, Any], edits: FwdHooks) -> Tensor:
-        part, cache = state
+    def logits(state: tuple[Tensor, Any, dict[int, Tensor]], edits: FwdHooks) -> Tensor:
+        part, cache, below = state
+        first = min((_block(name) for name, _ in edits), default=0)
         with attached(model, edits):
+            if first in below:
+                return model(below[first], past_kv_cache=cache, start_at_layer=first)
             return model(part, past_kv_cache=cache, attention_mask=torch.ones_like(part))
 
     batches: list[Batch] = []
-    size = batch_size or default_batch_size(model, 1)
+    size, whole = batch_size or default_batch_size(model, 1), False
     for rows in torch.arange(len(tokens)).split(size):
         part = tokens[rows].to(device)
         cache = make.init_cache(model.cfg, device, len(part))
         with torch.no_grad():
             model(part[:, :-1], past_kv_cache=cache, attention_mask=torch.ones_like(part[:, :-1]), return_type=None)
             cache.freeze()
+            kept, last = _streams(model, part[:, -1:], cache)
             if not batches:
                 probe = run(model, part[:8])[:, -1:]
-                if not agree(logits((part[:, -1:], cache), [])[:8], probe):
+                if not agree(last[:8], probe):
                     return None
-        batches.append((rows, (part[:, -1:], cache), logits))
+                middle = model.cfg.n_layers // 2
+                upper = model(kept[middle], past_kv_cache=cache, start_at_layer=middle) if middle in kept else last[:0]
+                whole = not agree(upper[:8], probe)
+        batches.append((rows, (part[:, -1:], cache, {} if whole else kept), logits))
     return Replay("last position", tuple(batches), len(tokens))
+
+
+def _streams(model: Any, part: Int[Tensor, "b 1"], cache: Any) -> tuple[dict[int, Tensor], Tensor]:
+    """The residual stream of the last position before each block but the first, and the logits.
+
+    Where a hook of the user's own is attached already it is left out: starting there would run that hook twice.
+    """
+    names = {i: f"blocks.{i}.hook_resid_pre" for i in range(1, model.cfg.n_layers)}
+    readers = {i: Reader(name, None) for i, name in names.items() if not model.hook_dict[name].fwd_hooks}
+    reads: FwdHooks = [(reader.name, reader) for reader in readers.values()]  # type: ignore[misc]
+    with attached(model, reads):
+        logits = model(part, past_kv_cache=cache, attention_mask=torch.ones_like(part))
+    return {i: reader.value for i, reader in readers.items()}, logits
+
+
+def _block(name: str) -> int:
+    """The first block that an edit changes; blocks that do not exist for those behind the last one."""
+    layer = layer_of(name)
+    return layer if layer is not None else 10**6 if name.startswith(("ln_final", "unembed")) else 0
 
 
 def _cache_class() -> Any:
