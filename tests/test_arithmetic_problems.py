@@ -280,21 +280,21 @@ def test_what_is_asked_is_what_a_plain_pass_gives() -> None:
 def test_accuracy_stands_beside_chance_and_falls_apart_by_operand() -> None:
     found = problems(speaking("words"), "add", range(4), range(4), template="bare")
     correct = found.inputs["a"] > 1
-    result = Asked(found, found.answers, correct, torch.ones(16).double())
+    result = Asked(found, found.answers, correct, torch.ones(16).double(), torch.ones(16).double())
     assert result.accuracy == 0.5
     assert result.chance == 4 / 16  # 3 is the most common of the sums
     assert result.interval == mi.interval(correct.double())
     assert result.by_operand()["accuracy"].tolist() == [[0.0] * 4] * 2 + [[1.0] * 4] * 2
     assert result.right.inputs["a"].unique().tolist() == [2, 3]
     holes = Asked(
-        found[[0, 5]], found.answers[[0, 5]], torch.tensor([True, False]), torch.ones(2).double()
+        found[[0, 5]], found.answers[[0, 5]], torch.tensor([True, False]), *torch.ones(2, 2).double()
     ).by_operand()
     assert holes["accuracy"].isnan().tolist() == [[False, True], [True, False]]
     years = problems(speaking("gpt2"), "greater")
     assert (
-        Asked(years, years.answers, torch.ones(97, dtype=torch.bool), torch.ones(97).double()).chance == 1.0
+        Asked(years, years.answers, torch.ones(97, dtype=torch.bool), *torch.ones(2, 97).double()).chance == 1.0
     )  # 99 is never wrong
-    assert Asked(found[0], found.answers[:1], torch.tensor([True]), torch.ones(1).double()).interval == (0.0, 1.0)
+    assert Asked(found[0], found.answers[:1], torch.tensor([True]), *torch.ones(2, 1).double()).interval == (0.0, 1.0)
 
 
 @given(n=st.integers(1, 40), fixed=st.sampled_from([None, "a", "b"]), seed=st.integers(0, 9))
@@ -340,3 +340,80 @@ def test_what_is_no_pair() -> None:
         pairs(found, 3, against=problems(model, template="bare", limit=9, bos=False))
     with pytest.raises(ValueError, match=r"fixed='c': the operands are a, b, or None for no condition"):
         pairs(found, 3, fixed="c")
+
+
+@pytest.mark.compat
+def test_years_later_less_earlier() -> None:
+    """The metric of Hanna et al., and the same of `asked`."""
+    model = speaking("gpt2")
+    found = problems(model, "greater")[::9]
+    with torch.no_grad():
+        odds = model(found.tokens)[:, -1].double().softmax(-1)[:, found.numerals.ids]
+    sign = torch.where(found.numerals.values[None] > found.inputs["a"][:, None], 1.0, -1.0)
+    edit = mi.Add(torch.zeros(8)).at("blocks.1.hook_resid_post", pos=-1)
+    plain = mi.effect(model, found.tokens, edit, mi.arithmetic.probability_difference(found), controls={})
+    torch.testing.assert_close(plain.clean, (odds * sign).sum(-1), rtol=1e-4, atol=1e-8)
+    with pytest.warns(UserWarning, match="gets none of the"):
+        torch.testing.assert_close(asked(model, found).difference, plain.clean, rtol=1e-4, atol=1e-8)
+
+
+def digit_model() -> Any:
+    """A model whose tokens are digits, each a random vector: no number is represented anywhere."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({c: i for i, c in enumerate("0123456789#?:")}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    model = tiny(vocab=13, dtype=torch.float32)
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="#", unk_token="?")
+    return model
+
+
+@pytest.mark.compat
+def test_the_last_sub_token_makes_period_10_of_digits_that_mean_nothing() -> None:
+    """Ten random vectors come round every ten numbers: all of the power at 10 / k; half of it under the mean; none at first."""
+    model, shares = digit_model(), {}
+    for pooling in ("last", "mean", "first"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if pooling == "last" else "error")
+            means = mi.arithmetic.numeral_states(model, range(100, 200), "hook_embed", pooling=pooling)
+        x = means.centred(0)
+        power = torch.fft.rfft(x, dim=0).abs().square().sum(1)
+        shares[pooling] = float(power[[10, 20, 30, 40, 50]].sum() / power.sum()) if power.sum() > 1e-6 else 0.0
+    assert shares["last"] == pytest.approx(1.0)
+    assert 0.2 < shares["mean"] < 0.8
+    assert shares["first"] == 0.0  # the hundreds digit is the same
+    with pytest.warns(
+        UserWarning, match=r"90 of 100 numbers are several tokens \(10 is 2\), and the state at the last"
+    ):
+        mi.arithmetic.numeral_states(model, range(100), "hook_embed")
+
+
+def test_numbers_of_several_tokens_are_pooled_over_their_own_tokens() -> None:
+    model, seen = digit_model(), []
+    site, values = "blocks.1.hook_resid_pre", [105, 7, 42, 8]
+    for pooling, before, bos in (("mean", "", None), ("first", ":", False), ("mean", ":", True)):
+        means = mi.arithmetic.numeral_states(
+            model, values, site, pooling=pooling, before=before, bos=bos, progress=lambda *x: seen.append(x)
+        )
+        assert means.values.tolist() == sorted(values)
+        for i, v in enumerate(sorted(values)):
+            start = len(before) + (bos is not False)
+            tokens = model.tokenizer(("" if bos is False else "#") + before + str(v), add_special_tokens=False)[
+                "input_ids"
+            ]
+            x = mi.collect(model, torch.tensor([tokens]), site, pos=None)[site][0, start:]
+            want = x.double().mean(0) if pooling == "mean" else x[0].double()
+            torch.testing.assert_close(means.at(0)[i], want, rtol=1e-4, atol=1e-5)
+    assert seen[-1] == (4, 4)
+    for arguments, text in (
+        ({"pooling": "sum"}, r"pooling='sum', form='bare': one of \('last', 'mean', 'first'\)"),
+        ({"values": []}, r"values must be whole numbers from 0, at least one; the smallest is \[\]"),
+        ({"values": [-3, 2]}, r"the smallest is \[-3\]"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            mi.arithmetic.numeral_states(model, **{"values": values, **arguments})
+    with pytest.raises(ValueError, match="The model has no tokenizer to write numbers with"):
+        mi.arithmetic.numeral_states(tiny(), [3])
+    with pytest.raises(ValueError, match="before='x1' and the number share a token"):
+        mi.arithmetic.numeral_states(speaking("gpt2"), [23], before="x1")

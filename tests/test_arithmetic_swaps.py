@@ -2,13 +2,23 @@
 
 import itertools
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import mi_ablate as mi
-from mi_ablate.arithmetic import number_means, pairs, period_effects, problems, problems_of, reconstructions, swap
+from mi_ablate.arithmetic import (
+    number_means,
+    pair_reconstructions,
+    pairs,
+    period_effects,
+    problems,
+    problems_of,
+    reconstructions,
+    swap,
+)
 from mi_ablate.arithmetic.written import METHODS, written_by_fits
 from models import loaded_family, tiny
 from test_arithmetic_problems import speaking
@@ -285,3 +295,28 @@ def test_the_table_the_progress_and_what_is_refused() -> None:
         with pytest.raises((ValueError, KeyError)) as caught:
             call()
         assert text in str(caught.value)
+
+
+@pytest.mark.compat
+def test_at_the_last_token_the_answers_helix_beats_the_operands() -> None:
+    k = toy()
+    site = "blocks.1.hook_resid_post"
+    written = pair_reconstructions(k["model"], k["problems"][::5], site, periods=PERIODS, rows=800)
+    drawn = pairs(k["problems"], 40)
+    found = swap(k["model"], drawn, written, at="answer")
+    assert found.methods == ("full", "pca", "helix(a,b)", "helix(answer)", "helix(a,b,answer)", "shuffled", "random")
+    gain = dict(zip(found.methods, found.mean()[:, 0].tolist()))
+    assert gain["full"] > gain["helix(a,b,answer)"] > 0.6 * gain["full"]
+    assert gain["helix(answer)"] > 0.6 * gain["full"] > 2 * gain["helix(a,b)"]
+    assert abs(gain["shuffled"]) < 0.3 * gain["full"]
+    assert gain["pca"] > 0.8 * gain["full"]
+    assert written["pca"].subspace(site).rank == 27
+    with pytest.raises(ValueError, match="has an axis of heads: pair_fits fits each head"):
+        pair_reconstructions(k["model"], k["problems"][::20], "blocks.0.attn.hook_z", periods=PERIODS)
+
+
+def test_equal_vectors_leave_nothing_to_reconstruct() -> None:
+    means = number_means(toy()["model"], toy()["problems"][::30], "blocks.0.hook_resid_post", of="a")
+    same = replace(means, means=torch.ones_like(means.means))
+    with pytest.raises(ValueError, match="the same: there is nothing to reconstruct there"):
+        reconstructions(same, PERIODS, methods=("pca",))

@@ -13,6 +13,7 @@ from torch import Tensor
 from mi_ablate._types import FwdHooks
 from mi_ablate.replay import Replay
 
+from .asking import of_numbers
 from .pairing import Pairs
 
 MEASURES = ("gain", "logit_diff", "accuracy", "probability")
@@ -54,8 +55,7 @@ def answered(runs: Replay, hooks: FwdHooks, pairs: Pairs) -> Answered:
 
 def _read(at: Float[Tensor, "b v"], pairs: Pairs, rows: Tensor) -> Answered:
     clean, ids = pairs.clean, pairs.clean.numerals.ids.cpu()
-    if clean.modulus is not None:  # a published model may have a logit that is no number's
-        at = torch.full_like(at, -torch.inf).index_copy(1, ids, at[:, ids])
+    at = of_numbers(at, clean)  # a published model of modular addition may have a logit that is no number's
     total, best = at.logsumexp(-1), at.argmax(-1)
     if clean.accepted is None:
         answers, others = clean.answers.cpu()[rows], pairs.corrupted.answers.cpu()[rows]

@@ -21,7 +21,7 @@ from torch import Tensor
 from mi_ablate._types import HookedModel
 from mi_ablate.effects import interval
 from mi_ablate.interventions import Ablate
-from mi_ablate.metrics import accuracy
+from mi_ablate.metrics import PositionMetric, accuracy
 from mi_ablate.model import last_residual
 from mi_ablate.replay import replay
 
@@ -41,6 +41,8 @@ class Asked:
     correct: Bool[Tensor, " n"]
     probability: Float[Tensor, " n"]
     """Of the right answer, or of all right ones."""
+    difference: Float[Tensor, " n"]
+    """That less the probability of all other numbers: of years, the metric of Hanna et al."""
 
     @property
     def n_correct(self) -> int:
@@ -97,7 +99,8 @@ class Asked:
         low, high = self.interval
         row = {"task": self.problems.task, "template": self.problems.template, "n": len(self.correct)}
         row |= {"n_correct": self.n_correct, "accuracy": self.accuracy, "low": low, "high": high, "chance": self.chance}
-        return [{**row, "probability": float(self.probability.mean())}]
+        means = {name: float(getattr(self, name).mean()) for name in ("probability", "difference")}
+        return [{**row, **means}]
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -126,18 +129,18 @@ def asked(
 
     """
     site = Ablate(None).at(last_residual(model), pos=-1)
-    given, right, n = [], [], len(problems)
+    given, odds, n = [], [], len(problems)
     for start in range(0, n, _AT_ONCE):
         part = problems[start : start + _AT_ONCE]
         runs = replay(model, part.tokens, site, accuracy(part.answers), batch_size=batch_size)
         for rows, logits in runs.logits([]):
             at = logits[:, -1].detach().to("cpu").float()
-            chosen, odds = _read(at, part, rows)
-            given.append(chosen)
-            right.append(odds)
+            at = of_numbers(at, part)
+            given.append(at.argmax(-1))
+            odds.append(_odds(at, part, rows))
             if progress is not None:
                 progress(start + int(rows[-1]) + 1, n)
-    tokens = torch.cat(given)
+    tokens, (right, others) = torch.cat(given), torch.cat(odds, dim=1)
     correct = _is_right(tokens, problems)
     if not correct.any():
         warnings.warn(
@@ -146,18 +149,38 @@ def asked(
             UserWarning,
             stacklevel=2,
         )
-    return Asked(problems, tokens, correct, torch.cat(right))
+    return Asked(problems, tokens, correct, right, right - others)
 
 
-def _read(at: Tensor, part: Problems, rows: Tensor) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
-    """The largest token and the probability of what is right."""
-    ids = part.numerals.ids.cpu()
-    if part.modulus is not None:
-        at = torch.full_like(at, -torch.inf).index_copy(1, ids, at[:, ids])
-    odds = at.softmax(-1)
-    if part.accepted is not None:
-        return at.argmax(-1), (odds[:, ids] * part.accepted.cpu()[rows]).sum(-1).double()
-    return at.argmax(-1), odds.gather(1, part.answers.cpu()[rows, None])[:, 0].double()
+def probability_difference(problems: Problems, pos: int = -1) -> PositionMetric:
+    """Return p(right numbers) - p(all other numbers), -1 to 1: of years, later less earlier (Hanna et al. 2305.00586).
+
+    A metric for `effect`, `patch` and the rest, of these problems in this order.
+    """
+
+    def score(x: Tensor, _: Tensor, rows: Tensor) -> Tensor:
+        right, others = _odds(of_numbers(x.cpu(), problems), problems, rows.cpu())
+        return (right - others).to(x)
+
+    return PositionMetric("probability_difference", pos, score, n=len(problems), ceiling=1.0)
+
+
+def of_numbers(at: Float[Tensor, "b v"], problems: Problems) -> Float[Tensor, "b v"]:
+    """Return logits with all but the numbers' at -inf, for modular problems; of others, the same."""
+    if problems.modulus is None:
+        return at
+    ids = problems.numerals.ids.cpu()
+    return torch.full_like(at, -torch.inf).index_copy(1, ids, at[:, ids])
+
+
+def _odds(at: Float[Tensor, "b v"], problems: Problems, rows: Int[Tensor, " b"]) -> Float[Tensor, "2 b"]:
+    """The probabilities of what is right, and of all other numbers."""
+    numbers = at.softmax(-1)[:, problems.numerals.ids.cpu()].double()
+    if problems.accepted is None:
+        right = problems.numerals.ids.cpu() == problems.answers.cpu()[rows, None]
+    else:
+        right = problems.accepted.cpu()[rows]
+    return torch.stack([(numbers * right).sum(-1), (numbers * ~right).sum(-1)])
 
 
 def _is_right(given: Int[Tensor, " n"], problems: Problems) -> Bool[Tensor, " n"]:

@@ -174,7 +174,11 @@ def _method(
         grand = dict(zip(means.sites, means.grand))
         if name == "full":
             return Written(name, means=grand)
-        made = {site: _projection(name, means, i, columns, seed) for i, site in enumerate(means.sites)}
+        weights = means.counts.double().sqrt()[:, None]
+        made = {
+            site: covariance_subspace(name, means.centred(i) * weights, columns, seed, site)
+            for i, site in enumerate(means.sites)
+        }
         return Written(name, subspaces=made, means=grand)
     domain, dealt = (int(every.min()), int(every.max())), _dealt(every, seed)
 
@@ -197,14 +201,19 @@ def _dealt(values: Tensor, seed: int) -> Int[Tensor, " m"]:
     return dealt
 
 
-def _projection(name: str, means: NumberMeans, i: int, rank: int, seed: int) -> Subspace:
-    """Principal components of the weighted means, or directions drawn from their covariance."""
-    x = means.centred(i) * means.counts.double().sqrt()[:, None]
+def covariance_subspace(name: str, x: Float[Tensor, "n d"], rank: int, seed: int, site: str) -> Subspace:
+    """Return the leading components of centred vectors ("pca"), or directions drawn from their covariance ("random").
+
+    At most as many as there are; a ValueError where all vectors are the same.
+    """
     if name == "random":
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(rank, len(x), dtype=torch.float64, generator=generator) @ x
-    _, s, vh = torch.linalg.svd(x, full_matrices=False)
-    rank = min(rank, int((s > 1e-10 * s[0]).sum()))
+    wide = len(x) <= x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    rank = min(rank, int((values > 1e-12 * values[-1]).sum()))
     if rank == 0:
-        raise ValueError(f"All numbers have the same mean at {means.sites[i]}: there is nothing to reconstruct there.")
-    return Subspace(vh[:rank].T.contiguous(), name, {"method": name, "n": means.n, "site": means.sites[i]})
+        raise ValueError(f"All vectors at {site} are the same: there is nothing to reconstruct there.")
+    leading = vectors[:, -rank:].flip(1)
+    basis = torch.linalg.qr(x.T @ leading if wide else leading).Q
+    return Subspace(basis, name, {"method": name, "site": site})
