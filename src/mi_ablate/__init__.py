@@ -12,7 +12,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("arithmetic", "contrasts", "controls", "diaries", "find", "toys", "figures", "metrics", "modular", "others")
+_MODULES = (
+    *("adders", "arithmetic", "contrasts", "controls", "diaries", "find"),
+    *("toys", "figures", "metrics", "modular", "others"),
+)
 _NAMES = {
     "Subspace": "subspace",
     "Design": "design",

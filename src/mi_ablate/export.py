@@ -30,9 +30,8 @@ from mi_ablate import _writers
 from mi_ablate._model_card import model_card
 from mi_ablate._names import layer_of
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.diaries import FOLDER, NAME
 from mi_ablate.interventions import Placed
-from mi_ablate.loading import _folder_config, _known
+from mi_ablate.loading import SHIPPED, _folder_config, _known
 from mi_ablate.model import attached, run
 from mi_ablate.store import Card
 from mi_ablate.toys import checkpoints
@@ -136,7 +135,7 @@ def _check_kind(kind: str | None) -> None:
 
 def _source(source: str | Path) -> str:
     """The folder, or the name on the Hub that TransformerLens's name stands for."""
-    path = FOLDER if source == NAME else Path(source).expanduser()
+    path = SHIPPED.get(source) or Path(source).expanduser()
     if path.is_dir():
         return str(path)
     if path.is_file() or str(source) in checkpoints.names():

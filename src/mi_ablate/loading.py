@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from . import adders, diaries
 from ._types import HookedModel, nearest
 from ._writers import untie
-from .diaries import FOLDER, NAME
 from .toys import checkpoints
 from .toys.transformer import usable_device
 
+SHIPPED: dict[str | Path, Path] = {shipped.NAME: shipped.FOLDER for shipped in (adders, diaries)}
+"""The folders of the language models that come with the package."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,10 +49,10 @@ def load_model(
     """Return a hooked model in eval mode: logits ``[batch pos d_vocab]`` from tokens ``Int[batch pos]``.
 
     Args:
-        name_or_path: In this order: a zoo id (`mi_ablate.toys.names`), "diary" (the shipped language model,
-            `mi_ablate.diaries`), a local file (a toy checkpoint or a published toy), a local Hugging Face
-            folder (read without a network, tokenizer optional), or a name that TransformerLens knows ("gpt2",
-            "pythia-70m", "EleutherAI/pythia-70m").
+        name_or_path: In this order: a zoo id (`mi_ablate.toys.names`), "diary" or "adder" (the shipped language
+            models, `mi_ablate.diaries` and `mi_ablate.adders`), a local file (a toy checkpoint or a published
+            toy), a local Hugging Face folder (read without a network, tokenizer optional), or a name that
+            TransformerLens knows ("gpt2", "pythia-70m", "EleutherAI/pythia-70m").
         dtype: float32 where None; also as text, "bfloat16".
         device: "cpu" for toys where None, else TransformerLens's choice.
         revision: A branch, tag or commit on the Hugging Face Hub; for names alone.
@@ -68,7 +70,7 @@ def load_model(
     precision = precision_of(dtype)
     if device is not None:
         device = usable_device(device)
-    path = FOLDER if name_or_path == NAME else Path(name_or_path).expanduser()
+    path = SHIPPED.get(name_or_path) or Path(name_or_path).expanduser()
     if (isinstance(name_or_path, str) and name_or_path in checkpoints.names()) or path.is_file():
         given = [*kw, *(["revision"] if revision is not None else []), *(["process"] if process else [])]
         if given:
@@ -250,7 +252,7 @@ def _known(name: str) -> str:
         return name  # 4.x loads any name on the Hub whose architecture it supports
     raise ValueError(
         f"{name!r} is no shipped toy, no local file or folder, and no name that TransformerLens lists. "
-        f"{nearest(name, [*checkpoints.names(), NAME, *aliases])}"
+        f"{nearest(name, [*checkpoints.names(), *map(str, SHIPPED), *aliases])}"
     )
 
 
