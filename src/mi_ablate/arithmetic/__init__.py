@@ -118,6 +118,17 @@ _NAMES = {
     "answer_errors": "errors",
     "LineAddition": "lines",
     "line_addition": "lines",
+    "Rule": "rules",
+    "heuristic_rules": "rules",
+    "Heuristics": "heuristics",
+    "heuristics_of": "heuristics",
+    "neuron_contributions": "heuristics",
+    "probability_effects": "heuristics",
+    "top_per_layer": "heuristics",
+    "Faithfulness": "bags",
+    "faithfulness": "bags",
+    "KnockOuts": "bags",
+    "knock_out": "bags",
 }
 __all__ = sorted(_NAMES)
 
