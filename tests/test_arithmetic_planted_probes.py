@@ -15,12 +15,12 @@ def adder():
 
 @pytest.fixture(scope="module")
 def sums(adder):
-    return problems(adder.model, "add", range(100), range(100), template=adder.template, bos=False, limit=800)
+    return problems(adder.model, "add", range(100), range(100), template=adder.template, bos=False, limit=500)
 
 
 @pytest.fixture(scope="module")
 def pairs(sums):
-    return arithmetic.pairs(sums, 24)
+    return arithmetic.pairs(sums, 12)
 
 
 def place(component):
