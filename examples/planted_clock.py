@@ -8,7 +8,6 @@
 # `helix r2 1.000 (shuffled numbers 0.09); a,b heads L1H1, L1H3; answer heads L2H2, L3H2; a + b built by L1 mlp`
 
 # %%
-import mi_ablate as mi
 from mi_ablate import arithmetic
 
 planted = arithmetic.planted()
@@ -26,8 +25,8 @@ fits = arithmetic.helix_fits(means)
 print(fits)
 shuffled = arithmetic.method_fits(means, "shuffled")
 
-# %% Writing it: the value of another prompt's a, as each method has it, on the token of a. "full" is the ceiling, "shuffled" the
-# floor; "random" is a covariance-drawn subspace of the helix's dimension.
+# %% Writing it: the value of another prompt's a, as each method has it, on the token of a. "full" is the ceiling,
+# "shuffled" the floor; "random" is a covariance-drawn subspace of the helix's dimension.
 pairs_a = arithmetic.pairs(sums, 50, fixed="b")
 swaps = arithmetic.swap(model, pairs_a, arithmetic.reconstructions(means), at="a")
 print(swaps)
