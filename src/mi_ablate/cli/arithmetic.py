@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,13 +108,12 @@ def problems_for(
     loaded = load_model(name, dtype=dtype, device=device, revision=revision)
     a = None if upto is None else range(kind.a.start, upto)
     b = None if upto is None or kind.b != range(100) else range(upto)
-    text = template or _known(loaded, kind)
+    given: dict[str, Any] = {"template": template or _known(loaded, kind), "outside": "drop", "bos": bos, "seed": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # operands of different forms: the page says so
-        asked = problems(loaded, kind, a, b, template=text, outside="drop", bos=bos, limit=limit, seed=seed)
-    if upto is not None:
-        _check_single(loaded, asked, upto)
-    return loaded, asked, None
+        if upto is not None:
+            _check_single(loaded, problems(loaded, kind, a, b, **given, limit=1), upto)
+        return loaded, problems(loaded, kind, a, b, **given, limit=limit), None
 
 
 def _check_single(model: "HookedModel", asked: "Problems", upto: int) -> None:

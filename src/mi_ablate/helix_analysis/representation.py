@@ -188,6 +188,6 @@ def planes(fits: HelixFits) -> dict[int | float, list[int]]:
     return found
 
 
-def by_site(sites: Sequence[str], values: Any) -> dict[str, float]:
-    """Return numbers under the names of their sites."""
-    return dict(zip(sites, torch.as_tensor(values).tolist()))
+def by_site(sites: Sequence[str], values: Float[Tensor, "sites *k"]) -> dict[str, Any]:
+    """Return plain numbers, or lists of them, under the names of their sites."""
+    return dict(zip(sites, values.tolist()))
