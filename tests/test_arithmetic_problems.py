@@ -188,7 +188,7 @@ def test_the_beginning_of_the_sequence_is_explicit_and_moves_no_position() -> No
         problems(speaking("pythia"), limit=9, bos=True)
 
 
-@given(limit=st.integers(1, 30), seed=st.integers(0, 5))
+@pytest.mark.parametrize(("limit", "seed"), [(1, 0), (13, 1), (13, 2), (30, 3)])
 def test_a_sample_is_of_the_cross_product_without_repetition(limit: int, seed: int) -> None:
     model = speaking("words")
     every, some = (
@@ -299,7 +299,9 @@ def test_accuracy_stands_beside_chance_and_falls_apart_by_operand() -> None:
 
 @given(n=st.integers(1, 40), fixed=st.sampled_from([None, "a", "b"]), seed=st.integers(0, 9))
 def test_pairs_differ_in_answer_and_share_what_is_fixed(n: int, fixed: str | None, seed: int) -> None:
-    found = problems(speaking("words"), "add", range(5), range(4), template="bare")
+    if "few" not in MODELS:
+        MODELS["few"] = problems(speaking("words"), "add", range(5), range(4), template="bare")
+    found = MODELS["few"]
     drawn = pairs(found, n, fixed=fixed, seed=seed)
     assert len(drawn) == n
     assert (drawn.clean.answers != drawn.corrupted.answers).all()
