@@ -246,7 +246,14 @@ def test_batches_and_another_metric_change_nothing(model, some) -> None:
 
 
 def test_another_position_has_total_effects_and_no_direct_ones(model, some) -> None:
-    found = component_effects(model, some, ["L0H0", "L1H0"], pos=0)
+    found = component_effects(model, some, ["L0H0", "L1H0", "MLP 0"], pos=0, batch_size=3)
+    slow = Slow(model, some)
+
+    def write(x: Tensor, hook: Any) -> Tensor:
+        return torch.cat([slow.clean["blocks.0.hook_mlp_out"][:, :1], x[:, 1:]], dim=1)
+
+    wanted = slow.picked([("blocks.0.hook_mlp_out", write)]) - slow.plain
+    assert torch.allclose(found.of("MLP 0"), wanted, atol=1e-12)
     assert found.pos == -4
     assert found.direct.abs().max() == 0
     assert found.of("L0H0").abs().max() > 1e-6
