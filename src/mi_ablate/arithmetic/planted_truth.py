@@ -55,9 +55,9 @@ class Truth:
     first: bool
     """Whether {a} is the first token of the template."""
     mlp_error: float
-    """Largest error of a coordinate of helix(a + b) that the MLP builds, over all pairs of 0 to 99."""
+    """Largest error of a coordinate of helix(a + b) that the MLP builds of exact operands, over all pairs of 0 to 99."""
     norm_error: float
-    """Largest relative deviation of the norms' scale from its constant, while numbers stay below 1,000."""
+    """Bound on the relative deviation of the norms' scale from its constant, operands below 100."""
 
     @property
     def terms(self) -> tuple[tuple[str, int | float], ...]:

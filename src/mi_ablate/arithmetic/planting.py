@@ -80,14 +80,15 @@ def planted(
         tokenizer: of transformers; its numbers below 1,000 that are one token, bare or with a space before them, carry
             the helix. None makes a small one with the numbers 0 to 520.
         periods: different numbers of at least 2.
-        template: with {a} and {b}; answers are written as they continue it, "46" after "=", " 46" after " =".
+        template: with {a} and {b}, of at most 32 tokens; answers are written as they continue it, "46" after "=", " 46"
+            after " =".
         linear: length of the embedding's step of 100 along the line; 0 leaves the line out, also in the logits.
         seed: of directions, phases, places of the heads, words, noise and shuffling.
         noise: standard deviation of what is added to each coordinate of the numbers' embeddings (not along what attention
-            reads). Fits then return C with errors of this size over the root of the count of numbers; circles are
-            0.6 to 1 in radius.
-        dtype: of the weights. In float64 the MLP's products are exact to about 2e-8, in float32 to about 1e-4
-            (``truth.mlp_error``).
+            reads). Fits of n numbers return C with errors of about this size times the root of 2/n; circles are 0.6 to 1 in
+            radius.
+        dtype: of the weights. Coordinates of helix(a + b) are within 1.2e-7 of the equation in float64 and 1.1e-3 in float32
+            (measured; the MLP by itself: ``truth.mlp_error``). A saved float64 adder also adds when loaded in float32.
         shuffled: Deal the numbers' embeddings out at random: the control that holds the same vectors and adds nothing.
             The truth stays that of the model before it.
 
