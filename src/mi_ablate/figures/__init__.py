@@ -15,10 +15,10 @@ from mi_ablate.figures.curves import removal
 from mi_ablate.figures.heads import AttentionPicture, attention
 from mi_ablate.figures.helices import helix
 from mi_ablate.figures.layers import by_site
-from mi_ablate.figures.lines import lines
 from mi_ablate.figures.maps import heat
 from mi_ablate.figures.outcomes import outcome
 from mi_ablate.figures.progress import training_progress
+from mi_ablate.figures.series import lines
 from mi_ablate.figures.sizes import directions
 from mi_ablate.figures.tables import html_table
 from mi_ablate.figures.training import training_curves
