@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mi_ablate.arithmetic.spectra import line_power
 from mi_ablate.arithmetic.states import NumberMeans
 
 
@@ -141,48 +142,47 @@ def residue_separability(
 def _measures(
     x: Tensor, labels: Tensor, T: int, parts: Tensor, orders: list[Tensor], ridge: int | float
 ) -> tuple[list[float], list[float]]:
-    """A site's measures in the order of the attributes, and the kappas of permuted residues."""
+    """A site's measures in the order of the attributes, and the kappas of permuted residues; all from one product."""
     x = x - x.mean(0)
-    phi, spike = _spike(x, T)
-    between, within = _scatter(x, labels, T)
-    chance = [_fisher(x, labels[o], T, ridge) for o in orders]
-    share = between / max(between + within, 1e-300)
-    fisher, kappa = _fisher(x, labels, T, ridge), _kappa(x, labels, T, parts, ridge)
-    row = [phi, between, share, spike, fisher, sum(chance) / max(len(orders), 1), kappa]
-    return row, [_kappa(x, labels[o], T, parts, ridge) for o in orders]
+    products, n = x @ x.T, len(x)
+    every = [labels, *(labels[o] for o in orders)]
+    phi, spike = _spike(products, T)
+    averages = _averages(labels, T)
+    between = float((averages @ products @ averages.T).trace() / T)
+    share = between / max(float(products.trace()) / n, 1e-300)
+    fisher, *chance = (_fisher(products, some, T, ridge / x.shape[1]) for some in every)
+    kappa, *null = _kappas(products, every, T, parts, ridge)
+    return [phi, between, share, spike, fisher, sum(chance) / max(len(orders), 1), kappa], null
 
 
-def _spike(x: Tensor, T: int) -> tuple[float, float]:
+def _spike(products: Tensor, T: int) -> tuple[float, float]:
     """Φ_T, and its mean line over the mean of all other lines."""
-    n = len(x)
-    power = torch.fft.fft(x, dim=0).abs().square().sum(1) / n
-    at = torch.zeros(n, dtype=torch.bool)
-    at[torch.arange(1, T) * (n // T)] = True
-    others = power[1:][~at[1:]]
-    return float(power[at].sum()), float(power[at].mean() / others.mean().clamp(min=1e-300))
+    n = len(products)
+    half, k = line_power(products) / n, torch.arange(1, n)
+    power = half[torch.minimum(k, n - k) - 1]
+    at = k % (n // T) == 0
+    return float(power[at].sum()), float(power[at].mean() / power[~at].mean().clamp(min=1e-300))
 
 
-def _class_means(x: Tensor, labels: Tensor, T: int) -> Tensor:
-    one_hot = torch.nn.functional.one_hot(labels, T).to(x.dtype)
-    return (one_hot.T @ x) / one_hot.sum(0)[:, None]
+def _averages(labels: Tensor, T: int) -> Tensor:
+    """``[T n]``: averages over the numbers of each residue."""
+    one_hot = torch.nn.functional.one_hot(labels, T).to(torch.float64)
+    return (one_hot / one_hot.sum(0)).T
 
 
-def _scatter(x: Tensor, labels: Tensor, T: int) -> tuple[float, float]:
-    """Tr S_B and Tr S_W, classes of one size."""
-    centres = _class_means(x, labels, T)
-    return float(centres.square().sum() / T), float((x - centres[labels]).square().sum() / len(x))
-
-
-def _fisher(x: Tensor, labels: Tensor, T: int, ridge: int | float) -> float:
-    """The largest eigenvalue of (S_W + ρ tr(S_W)/d I)^(-1) S_B, from T x T products (Woodbury on the numbers)."""
-    centres = _class_means(x, labels, T) / T**0.5
-    within = (x - centres[labels] * T**0.5) / len(x) ** 0.5
-    level = ridge * float(within.square().sum()) / x.shape[1]
-    if level <= 0:
-        return float("inf") if float(centres.square().sum()) > 0 else 0.0
-    cross = within @ centres.T
-    inner = within @ within.T + level * torch.eye(len(x), dtype=x.dtype)
-    product = (centres @ centres.T - cross.T @ torch.linalg.solve(inner, cross)) / level
+def _fisher(products: Tensor, labels: Tensor, T: int, ridge: int | float) -> float:
+    """The largest eigenvalue of (S_W + ρ tr(S_W)/d I)^(-1) S_B, from products between numbers (Woodbury)."""
+    n, averages = len(products), _averages(labels, T)
+    left = torch.eye(n, dtype=products.dtype) - averages[labels]
+    within = left @ products @ left.T / n
+    centres = averages @ products
+    between = centres @ averages.T / T
+    level = ridge * float(within.trace())
+    if float(within.trace()) <= 1e-12 * float(products.trace()) / n:
+        return float("inf") if float(between.trace()) > 0 else 0.0
+    cross = left @ centres.T / (n * T) ** 0.5
+    inner = within + level * torch.eye(n, dtype=products.dtype)
+    product = (between - cross.T @ torch.linalg.solve(inner, cross)) / level
     return float(torch.linalg.eigvalsh((product + product.T) / 2)[-1])
 
 
@@ -193,19 +193,20 @@ def _folds(n: int, T: int, folds: int, seed: int) -> Int[Tensor, " n"]:
     return (order % min(folds, runs)).repeat_interleave(T)
 
 
-def _kappa(x: Tensor, labels: Tensor, T: int, parts: Tensor, ridge: int | float) -> float:
-    """Cohen's kappa of a ridge classifier on held-out numbers."""
-    guesses = torch.empty_like(labels)
-    targets = torch.nn.functional.one_hot(labels, T).to(x.dtype)
+def _kappas(products: Tensor, labels: list[Tensor], T: int, parts: Tensor, ridge: int | float) -> list[float]:
+    """Cohen's kappa of a ridge classifier on held-out numbers, for each labelling; one solve a fold."""
+    targets = torch.cat([torch.nn.functional.one_hot(some, T) for some in labels], 1).to(products.dtype)
+    guesses = torch.empty(len(products), len(labels), dtype=torch.int64)
     for part in parts.unique().tolist():
         out = parts == part
-        mean = x[~out].mean(0)
-        fitted, held = x[~out] - mean, x[out] - mean
-        inner = fitted @ fitted.T
-        level = ridge * float(inner.trace()) / len(inner)
-        weights = torch.linalg.solve(inner + max(level, 1e-300) * torch.eye(len(inner), dtype=x.dtype), targets[~out])
-        guesses[out] = (held @ fitted.T @ weights).argmax(1)
-    return cohen_kappa(labels, guesses)
+        fitted, held = products[~out][:, ~out], products[out][:, ~out]
+        held = held - held.mean(1, keepdim=True) - fitted.mean(0) + fitted.mean()
+        fitted = fitted - fitted.mean(0) - fitted.mean(1, keepdim=True) + fitted.mean()
+        level = ridge * float(fitted.trace()) / len(fitted)
+        inner = fitted + max(level, 1e-300) * torch.eye(len(fitted), dtype=fitted.dtype)
+        scores = held @ torch.linalg.solve(inner, targets[~out])
+        guesses[out] = scores.unflatten(1, (len(labels), T)).argmax(2)
+    return [cohen_kappa(some, guesses[:, i]) for i, some in enumerate(labels)]
 
 
 def cohen_kappa(right: Int[Tensor, " n"], guessed: Int[Tensor, " n"]) -> float:

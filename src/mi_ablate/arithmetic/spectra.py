@@ -120,7 +120,7 @@ def number_spectra(
         x = _columns(means.at(i), standardise)
         found.append(torch.fft.rfft(x * taper[:, None], dim=0).abs().square().mean(1)[1:])
         products = x @ x.T / x.shape[1]
-        drawn = torch.stack([_power(products[o][:, o] * taper * taper[:, None]) for o in orders])
+        drawn = torch.stack([line_power(products[o][:, o] * taper * taper[:, None]) for o in orders])
         null.append(drawn.mean(0))
         ceiling.append(drawn.max())
     power = torch.stack(found)
@@ -198,8 +198,11 @@ def _columns(x: Tensor, standardise: bool) -> Tensor:
     return x / torch.where(scale > 1e-12 * scale.max(), scale, torch.inf)
 
 
-def _power(products: Tensor) -> Tensor:
-    """|F_k|² for k = 1 .. N // 2 from products between numbers: the DFT of their sums along cyclic diagonals."""
+def line_power(products: Float[Tensor, "n n"]) -> Float[Tensor, " k"]:
+    """Return |F_k|² summed over dimensions, for k = 1 .. N // 2, of rows with these products.
+
+    It is the discrete Fourier transform of the sums of the products along cyclic diagonals.
+    """
     n = len(products)
     lag = (torch.arange(n)[:, None] - torch.arange(n)) % n
     sums = torch.zeros(n, dtype=products.dtype).index_add_(0, lag.flatten(), products.flatten())
