@@ -154,6 +154,16 @@ def test_the_last_token_holds_what_was_copied_and_built(adder, sums):
         assert fit.coef[rows] == pytest.approx(adder.truth.coef(end, of, "answer")[1:], abs=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1.2e-7), (torch.float32, 2e-3)])
+def test_the_built_coordinates_are_within_the_stated_error(dtype, bound):
+    adder = planted(dtype=dtype, seed=1)
+    some = ask(adder, bos=False, limit=1000)
+    site = "blocks.1.hook_mlp_out"
+    built = mi.collect(adder.model, some.tokens, site)[site].double() @ adder.truth.directions["sum"]
+    error = float((built - adder.truth.coordinates(some.inputs["answer"], "answer")).abs().max())
+    assert adder.truth.mlp_error / 100 < error < bound
+
+
 def test_heads_attend_where_they_should(adder, sums):
     truth = adder.truth
     patterns = [f"blocks.{i}.attn.hook_pattern" for i in (1, 2, 3)]

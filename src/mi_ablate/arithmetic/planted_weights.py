@@ -10,8 +10,9 @@ between coordinates and carried into the stream by these directions. What makes 
   60 more at the right token than at its neighbours. Tokens that do not ask attend to words, which carry no number. So it
   holds with and without a beginning-of-sequence token and behind any text.
 - **Products by GELU.** With h(x) = GELU(x) + GELU(-x) (gelu_new), u² = (16 h(εu) - h(2εu)) / (12 ε² √(2/π)) up to
-  0.11 ε⁴ u⁶, and 4xy = (x + y)² - (x - y)²; u is at most 2, so a product is off by less than 2 ε⁴ (ε = 0.01 in
-  float64). GELU(x) - GELU(-x) = x is exact and carries lines. A bias of -7.5 that the last token alone lifts keeps these neurons silent elsewhere.
+  0.11 ε⁴ u⁶, and 4xy = (x + y)² - (x - y)²; u is at most 2, so a product is off by less than 2 ε⁴ (ε = 0.01 in float64).
+  GELU(x) - GELU(-x) = x is exact and carries lines. A bias of -7.5 that the last token alone lifts keeps these neurons
+  silent elsewhere.
 
 Misleads where: scales are far from those of a trained model. Zero-ablating what holds the constant (whole vectors, random
 directions) breaks every norm, as removing the massive activations of a trained model does.
