@@ -144,8 +144,7 @@ def test_faithfulness_of_all_neurons_is_1_and_nl_alone_depends_on_a_constant() -
     with pytest.warns(UserWarning, match="NL .answer logit / largest logit. changes when a constant"):
         nl = faithfulness(model, problems, effects, (8,), score="NL")
     before = faithfulness(model, problems, effects, (8,)).scores["top"]
-    with torch.no_grad():
-        model.unembed.b_U += 3
+    model = tiny(weights={"unembed.b_U": model.unembed.b_U.detach() + 3})
     assert torch.allclose(faithfulness(model, problems, effects, (8,)).scores["top"], before)
     with pytest.warns(UserWarning, match="compare it only between models"):
         assert not torch.allclose(

@@ -124,8 +124,7 @@ def test_neuron_logits_are_by_hand_and_hold_no_bias(norm: str) -> None:
             assert torch.allclose(found.logits[i], w @ model.unembed.W_U[:, :9], atol=1e-9)
             assert int(found.prompt[i]) == row
     before = found.logits
-    with torch.no_grad():
-        model.unembed.b_U += 5
+    model = tiny(weights={"unembed.b_U": model.unembed.b_U.detach() + draw(11)})
     assert torch.equal(neuron_number_logits(model, problems, [(1, 4), (0, 2)], norm=norm, batch_size=6).logits, before)
     assert found.spectrum(()).of == "neurons"
     with pytest.raises(ValueError, match=r"is 'skipped' .* or 'frozen'"):
