@@ -89,6 +89,8 @@ def problems_for(
     revision: str | None,
 ) -> "tuple[HookedModel, Problems, tuple[float, ...] | None]":
     """The model, its problems, and the periods of a toy (p / k of its key frequencies; None for a language model)."""
+    import torch
+
     from mi_ablate import modular, toys
     from mi_ablate.arithmetic import problems, problems_of
     from mi_ablate.arithmetic.tasks import task_of
@@ -96,7 +98,13 @@ def problems_for(
 
     if name in toys.names() or Path(name).is_file():
         toy = toys.load(name, device=device or "cpu", dtype=precision_of(dtype))
+        if template is not None or upto is not None or bos is not None:
+            raise ValueError(
+                f"{name} is a toy with problems of its own: leave out --template, --upto, --bos and --no-bos."
+            )
         asked = problems_of(toy, task)
+        if limit is not None:
+            asked = asked[torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))[:limit]]
         if task == "mul":
             raise ValueError(
                 "Products mod p turn on circles of discrete logarithms, not of numbers: mi-ablate fourier."
