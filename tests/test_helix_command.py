@@ -14,7 +14,7 @@ import mi_ablate as mi
 from browser import open_offline
 from mi_ablate.cli import app
 from mi_ablate.helix_analysis import analyse_helix
-from mi_ablate.helix_analysis.page import write
+from mi_ablate.helix_analysis.page import _verdict, write
 from mi_ablate.helix_analysis.plain import finite
 from mi_ablate.published import compared, read_published
 from models import data_folder
@@ -254,3 +254,10 @@ def test_bad_input_is_one_sentence(arguments, message, planted, tmp_path, capsys
     assert message in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_the_summary_says_what_speaks_against_the_helix() -> None:
+    assert _verdict(0.9, 0.3) == ""
+    assert "nothing here speaks for these periods" in _verdict(0.3, 0.5)
+    assert "better than the mean" in _verdict(-0.1, -0.2)
+    assert "better than the mean" in _verdict(float("nan"), float("nan"))

@@ -51,9 +51,9 @@ SAYS = {
     "probes": (
         "Circular probes of the digits in several bases (Levy & Geva 2024): all digits right, of numbers the probe has "
         "not seen. Base 10 should stand above the others if digits are represented; a probe shows what can be read, not "
-        "what is used. Below, whether each circle is one two-dimensional feature (Engels et al. 2024): high separability "
-        "beyond that of independent coordinates, low mixture. With so few points the separability alone is large for "
-        "anything, and a plane fitted to shuffled numbers stands beside each."
+        "what is used. Below, whether each circle is one two-dimensional feature (Engels et al. 2024): separability beyond "
+        "that of the same coordinates made independent, and low mixture. Few points bias both indices, so planes fitted to "
+        "shuffled numbers stand below."
     ),
     "swaps": (
         "The token of {of} in a corrupted prompt is overwritten, at one layer, with what each method makes of the clean "
@@ -179,6 +179,7 @@ def summary(found: HelixAnalysis) -> list[str]:
             f"At {of}, {drawn.spoken(x.best)}, the helix (rank {x.fits.rank}) holds {r2['helix']:.3f} of the number means' "
             f"variance, {loo['helix']:.3f} of numbers left out; the polynomial {r2['polynomial']:.3f} "
             f"({loo['polynomial']:.3f}), pca of the same rank {r2['pca']:.3f}, shuffled numbers {r2['shuffled']:.3f}."
+            + _verdict(loo["helix"], loo["polynomial"])
         )
         for free in x.free:
             out = [f"{T:.4g}" for T, there in zip(free.periods, free.stands_out) if there]
@@ -188,6 +189,15 @@ def summary(found: HelixAnalysis) -> list[str]:
         listed = ", ".join(f"{name} {best[name]:.2f}" for name in swaps.methods)
         said.append(f"Largest logit difference of a number written at {of}: {listed}.")
     return said
+
+
+def _verdict(helix: float, polynomial: float) -> str:
+    """What the left-out numbers say, where it is against the helix."""
+    if not max(helix, polynomial) > 0:
+        return " No fit predicts a left-out number better than the mean does."
+    if polynomial >= helix:
+        return " The polynomial predicts left-out numbers at least as well, so nothing here speaks for these periods."
+    return ""
 
 
 def print_summary(found: HelixAnalysis) -> None:
