@@ -75,6 +75,7 @@ ORDER = (
     ("_page",),
     ("report",),
     ("demo", "fourier_analysis", "helix_analysis", "attention_view", "abliteration"),
+    ("clock_analysis",),
     ("cli",),
 )
 """A module imports only from those in earlier rows (and, inside a package, from its own)."""

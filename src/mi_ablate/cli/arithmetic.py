@@ -76,6 +76,52 @@ def helix(
         typer.echo(f"\nPage: {page}")
 
 
+@app.command()
+def clock(
+    model: Annotated[str, typer.Argument(help="A hub name (gpt2, pythia-70m), a folder, adder, a toy (nanda113).")],
+    task: Task = "add",
+    template: Template = None,
+    upto: Upto = None,
+    periods: Annotated[list[float] | None, typer.Option(metavar="T", help="Repeatable; 2, 5, 10, 100.")] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs of right problems.")] = 100,
+    heads: Annotated[int, typer.Option(help="Heads to name, at most.")] = 20,
+    norm: Annotated[
+        str, typer.Option(help="Of direct effects: live, or frozen at the corrupted run's scale.")
+    ] = "live",
+    out: Annotated[Path, typer.Option(help="Folder for clock.html.")] = Path("out"),
+    published: Published = None,
+    as_json: AsJson = False,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Of samples and controls.")] = 0,
+    bos: Bos = None,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts a pass; chosen by memory.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 by default; bfloat16, float64.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Show how a model adds: heads, MLPs and neurons of its way to the answer, and the Clock weighed against heuristics."""
+    use_threads(threads)
+    from mi_ablate.clock_analysis import analyse_clock
+    from mi_ablate.clock_analysis.page import print_summary, write
+    from mi_ablate.published import compared, read_published
+
+    source = "" if published is None else read_published(published).get("source", str(published))
+    loaded, asked, own = problems_for(model, task, template, upto, limit, seed, bos, dtype, device, revision)
+    with progress_bar(shown=not as_json) as progress:
+        found = analyse_clock(
+            loaded, asked, name=model, periods=periods or own, pairs=pairs, heads=heads, norm=norm, seed=seed,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+    rows = None if published is None else compared(found.to_json(), published)
+    page = write(found, out / "clock.html", command=command_line(), published=rows, source=source)
+    if as_json:
+        typer.echo(json.dumps({**found.to_json(), **({} if rows is None else {"published": rows}), "page": str(page)}))
+    else:
+        print_summary(found)
+        typer.echo(f"\nPage: {page}")
+
+
 def problems_for(
     name: str,
     task: str,
