@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SCRIPTS = ("fourier_walkthrough", "language_model")
+SCRIPTS = ("fourier_walkthrough", "helix_and_clock", "language_model")
 
 
 def notebook(script: str) -> dict[str, Any]:
