@@ -114,7 +114,8 @@ def test_the_same_vectors_dealt_out_at_random_give_no_helix() -> None:
 )
 def test_a_random_checkpoint_in_half_precision_is_a_run_on_representation(kind, template, ranges, tmp_path) -> None:
     folder = random_checkpoint(kind, tmp_path)
-    given = ["--template", template, "--limit", 900, "--free", 1, "--dtype", "bfloat16", "--out", tmp_path]
+    bos = "--bos" if kind == "gpt2" else "--no-bos"
+    given = ["--template", template, bos, "--limit", 900, "--free", 1, "--dtype", "bfloat16", "--out", tmp_path]
     found = json.loads(run(folder, *given, "--json"))
     assert (found["accuracy"], found["representation_only"]) == (0, True)
     assert tuple(found["single_tokens"][form]["contiguous"] for form in ("bare", "spaced")) == ranges

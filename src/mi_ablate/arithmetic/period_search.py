@@ -151,7 +151,9 @@ class _Search:
         rest = left.trace().clamp(min=1e-12 * float(self.p.trace()))
         self.shares.append(float(gains.max() / rest))
         orders = [torch.randperm(len(left), generator=generator) for _ in range(draws)]
-        self.shuffled.append([_largest_share(left[o][:, o], planes, q) for o in orders])
+        counted = self.weights.sqrt().outer(self.weights.sqrt())  # counts stay with their numbers, residuals move
+        plain = left / counted
+        self.shuffled.append([_largest_share(plain[o][:, o] * counted, planes, q) for o in orders])
         before = explained(self.p, q)
         self.frequencies.append(float(self.grid[gains.argmax()]))
         self._refine()
