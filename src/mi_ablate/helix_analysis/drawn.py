@@ -39,7 +39,7 @@ def spectrum_items(x: Operand) -> list[Any]:
         chosen = spread(len(x.spectra.sites), LINES)
         names = [spoken(x.spectra.sites[i]) for i in chosen]
         items.append(_spectrum(x.spectra, chosen, names, f"Residual stream at {x.of}, {len(x.means.values)} numbers"))
-        items.append(spectrum_rows(x))
+        items.append(spectrum_rows(x, x.spectra))
     return items
 
 
@@ -62,16 +62,15 @@ def null_shares(spectra: NumberSpectra) -> Float[Tensor, "sites k"]:
     return null / null.sum(1, keepdim=True).clamp(min=1e-300)
 
 
-def spectrum_rows(x: Operand) -> list[dict[str, Any]]:
+def spectrum_rows(x: Operand, spectra: NumberSpectra) -> list[dict[str, Any]]:
     """Return a row a site: periods above every shuffled line, and how linear the numbers lie."""
-    assert x.spectra is not None
     most = x.linearity.shuffled.max(0).values.tolist()
     rows = []
-    for i, site in enumerate(x.spectra.sites):
-        peaks = ", ".join(f"{T:.4g}" for T in x.spectra.peaks(i)[:6]) or "none"
+    for i, site in enumerate(spectra.sites):
+        peaks = ", ".join(f"{T:.4g}" for T in spectra.peaks(i)[:6]) or "none"
         row: dict[str, Any] = {"stream": spoken(site), "peaks": peaks}
         for T in x.fits.periods:
-            row[f"share {T:.4g}"] = float(x.spectra.shares[i, x.spectra.line(T)])
+            row[f"share {T:.4g}"] = float(spectra.shares[i, spectra.line(T)])
         rows.append({**row, "PC1 R²": float(x.linearity.r2[i]), "shuffled": most[i]})
     return rows
 

@@ -91,9 +91,7 @@ def analyse_helix(
     """
     start = time.perf_counter()
     chosen = tuple(int(T) if float(T).is_integer() else float(T) for T in periods or PERIODS)
-    missing = [x for x in at if x not in problems.operands]
-    if missing or not at:
-        raise ValueError(f"at={list(at)}: the operands of {problems.task!r} are {', '.join(problems.operands)}.")
+    _check_operands(problems, at)
     sites = _sites(model, layers)
     tries = Tries()
     with python_warnings.catch_warnings(record=True) as said:
@@ -115,6 +113,11 @@ def analyse_helix(
         settings={"periods": list(chosen), "free": free, "pairs": pairs, "seed": seed, "sites": list(sites)},
         seconds=time.perf_counter() - start,
     )
+
+
+def _check_operands(problems: Problems, at: Sequence[str]) -> None:
+    if not at or any(x not in problems.operands for x in at):
+        raise ValueError(f"at={list(at)}: the operands of {problems.task!r} are {', '.join(problems.operands)}.")
 
 
 def _of_forms(problems: Problems) -> list[str]:
