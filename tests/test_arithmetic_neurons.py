@@ -90,8 +90,29 @@ def test_batches_do_not_matter_and_shuffled_inputs_explain_what_noise_explains()
     again.update(acts[:9], torch.arange(9))
     with pytest.raises(ValueError, match="9 rows were fed of 10000 prompts; every prompt once"):
         again.result()
-    with pytest.raises(ValueError, match="1 prompts: a fit of pre-activations needs two or more"):
+    with pytest.raises(ValueError, match="1 rows were fed of 1 prompts; every prompt once is needed, two at least"):
         fit_neurons(acts[:1], {"a": GRID["a"][:1]})
+    with pytest.raises(ValueError, match="3 rows of pre-activations, inputs of 10000 prompts: one row a prompt"):
+        fit_neurons(acts[:3], GRID)
+
+
+def test_a_neuron_without_circles_has_no_answer_fraction_and_no_period_and_not_a_share_of_rounding() -> None:
+    inputs, acts = grid(10), torch.stack([grid(10)["a"], grid(10)["answer"] ** 2, torch.ones(100).long()], dim=1)
+    for given in (acts.double(), acts.float() * 0.37 + 1):
+        found = fit_neurons(given, inputs, (5, 10))
+        for rule in ("variance", "amplitude"):
+            assert found.answer_fraction(rule).isnan().tolist() == [True, False, True], rule
+        periods, shares = found.dominant_periods()
+        assert periods.isnan().tolist() == shares.isnan().tolist() == [True, False, True]
+
+
+def test_as_many_columns_as_prompts_fit_anything_and_a_warning_says_so() -> None:
+    few = {name: x[:12] for name, x in grid(10).items()}
+    with pytest.warns(UserWarning, match="12 prompts and 20 columns beside the constant: any neuron is fitted exactly"):
+        found = fit_neurons(draw(12, 2), few, (5, 10, 20))
+    assert found.r2.min() > 0.9
+    with pytest.warns(UserWarning, match="any neuron is fitted exactly, shuffled or not"):
+        fit_neurons(draw(2, 2), {name: x[:2] for name, x in few.items()})
 
 
 def test_each_neuron_equals_an_ordinary_least_squares_of_its_own() -> None:
@@ -318,7 +339,7 @@ def test_kept_neurons_with_fits_do_as_well_as_true_values_and_shuffled_fits_do_n
     assert (len(rows), rows[1]["ld"], rows[0]["accuracy"]) == (12, 0.0, 1.0)
     assert "accuracy at k = 300" in repr(found)
     with pytest.raises(ValueError, match="1 to 300 neurons, and some of"):
-        fitted_accuracy(toy.model, problems, neuron_fits(toy.model, problems[::99], order), ks=(301,))
+        fitted_accuracy(toy.model, problems, neuron_fits(toy.model, problems[::20], order), ks=(301,))
 
 
 @pytest.mark.compat

@@ -17,6 +17,7 @@ meaning where r2 is near the shuffled one.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ from mi_ablate.regression import Fitter, _solve
 PERIODS = (2, 5, 10, 100)
 TERMS = ("a", "b", "answer")
 _ROWS = 1024
+_ROUNDING = 1e-12
+"""Of a neuron's variance: what is less is rounding, in float32 too, and its shares and periods are NaN."""
 
 
 def neuron_design(inputs: Mapping[str, Tensor], periods: Iterable[int | float] = PERIODS) -> Design:
@@ -97,20 +100,19 @@ class NeuronFits:
 
         ``rule="variance"``: of the variances of the fitted terms over the prompts. ``"amplitude"``: of the squared
         amplitudes, sum_T c² (the published code; on a full grid the two differ in period 2, whose cosine has twice the
-        variance for its amplitude). ``shuffled``: of the shuffled fit, about 0.3 by chance.
+        variance for its amplitude). ``shuffled``: of the shuffled fit, about 0.3 by chance. NaN of a neuron without circles.
         """
         if rule not in ("variance", "amplitude"):
             raise ValueError(f"rule={rule!r} is 'variance' or 'amplitude' (squared, as in the published code).")
-        coef, parts = self.shuffled_coef if shuffled else self.coef, {}
+        coef, parts, energy = self.shuffled_coef if shuffled else self.coef, dict[str, Tensor](), 0 * self.variance
         for term in TERMS:
-            columns = [
-                i for i, label in enumerate(self.labels) if label.startswith(f"{term}:") and "linear" not in label
-            ]
+            columns = [i for i, x in enumerate(self.labels) if x.startswith(f"{term}:") and "linear" not in x]
             if columns:
                 chosen = coef[columns]
-                metric = self.gram[columns][:, columns] if rule == "variance" else torch.eye(len(columns)).to(coef)
-                parts[term] = ((metric @ chosen) * chosen).sum(0)
-        return parts.get("answer", 0 * self.variance) / sum(parts.values())
+                varied = ((self.gram[columns][:, columns] @ chosen) * chosen).sum(0)
+                parts[term], energy = varied if rule == "variance" else (chosen**2).sum(0), energy + varied
+        share = parts.get("answer", 0 * self.variance) / sum(parts.values())
+        return torch.where(energy > _ROUNDING * self.variance, share, torch.nan)
 
     def circles(self, term: str) -> tuple[Float[Tensor, "T m"], Float[Tensor, "T m"]]:
         """Return amplitudes c and phases d (in units of the term, 0 <= d < T) of each period: c cos(2π(t - d) / T)."""
@@ -126,7 +128,8 @@ class NeuronFits:
 
         The means are uniform samples over the answers; the pre-activations in the order of the prompts are not, and their
         FFT says nothing. Of the answers a stretch is used on which the fit's whole periods are bins, the one with the
-        most prompts (50 to 149 of the sums of numbers below 100); all of them where there is no such stretch.
+        most prompts (50 to 149 of the sums of numbers below 100); all of them where there is no such stretch. NaN of a
+        neuron whose means are a line, or constant.
 
         Raises:
             ValueError: answers with gaps, which are no uniform sampling.
@@ -142,7 +145,9 @@ class NeuronFits:
         weight = self.counts.double().unfold(0, length, 1).sum(1)
         start = int(weight.argmax())
         periods, power = power_of(line_removed(self.sum_means[start : start + length])[0])
-        return periods[power.argmax(0)], power.max(0).values / power.sum(0)
+        most, total = power.max(0), power.sum(0)
+        nothing = torch.where(total > _ROUNDING * length * self.variance, 0.0, torch.nan)
+        return periods[most.indices] + nothing, most.values / total + nothing
 
     def predict(self, inputs: Mapping[str, Tensor], shuffled: bool = False) -> Float[Tensor, "n m"]:
         """Return the fitted pre-activations of any prompts, or those of the shuffled fit."""
@@ -204,11 +209,19 @@ class NeuronSums:
     def result(self, neurons: Int[Tensor, "m 2"] | None = None) -> NeuronFits:
         """Return the fits of everything seen, which must be every prompt once."""
         fitter, k = self._fitter, len(self.labels)
-        if fitter.n != len(self._both):
-            raise ValueError(f"{fitter.n} rows were fed of {len(self._both)} prompts; every prompt once is needed.")
+        if fitter.n != len(self._both) or fitter.n < 2:
+            raise ValueError(
+                f"{fitter.n} rows were fed of {len(self._both)} prompts; every prompt once is needed, two at least."
+            )
         counts = torch.bincount(self._which, minlength=len(self.sums))
         gram, cross, m = fitter._gram / fitter.n, fitter._cross / fitter.n, len(fitter._mean_x)
-        coef = _solve(gram[:k, :k], cross[:k])
+        coef, columns = _solve(gram[:k, :k], cross[:k]), int((gram.diagonal()[:k] > _ROUNDING).sum())
+        if fitter.n <= columns + 1:
+            warnings.warn(
+                f"{fitter.n} prompts and {columns} columns beside the constant: any neuron is fitted exactly, shuffled or not. "
+                "Give more problems, or fewer periods.",
+                stacklevel=3,
+            )
         numbered = torch.stack([torch.zeros(m, dtype=torch.int64), torch.arange(m)], dim=1)
         return NeuronFits(
             neurons=numbered if neurons is None else neurons,
@@ -232,9 +245,11 @@ def fit_neurons(
     acts: Float[Tensor, "n m"], inputs: Mapping[str, Tensor], periods: Iterable[int | float] = PERIODS, seed: int = 0
 ) -> NeuronFits:
     """Return the fits of pre-activations from anywhere; ``inputs`` has "a", "b" and "answer" of the same n prompts."""
-    if len(acts) < 2:
-        raise ValueError(f"{len(acts)} prompts: a fit of pre-activations needs two or more.")
     sums = NeuronSums(inputs, periods, seed)
+    if len(acts) != len(sums._both):
+        raise ValueError(
+            f"{len(acts)} rows of pre-activations, inputs of {len(sums._both)} prompts: one row a prompt is needed."
+        )
     sums.update(acts, torch.arange(len(acts)))
     return sums.result()
 
