@@ -127,6 +127,9 @@ def asked(
         batch_size: rows a pass; chosen by memory by default.
         progress: called with (problems done, problems in all).
 
+    Raises:
+        ValueError: logits that are NaN or infinite.
+
     """
     site = Ablate(None).at(last_residual(model), pos=-1)
     given, odds, n = [], [], len(problems)
@@ -135,6 +138,11 @@ def asked(
         runs = replay(model, part.tokens, site, accuracy(part.answers), batch_size=batch_size)
         for rows, logits in runs.logits([]):
             at = logits[:, -1].detach().to("cpu").float()
+            if bool((at.isnan() | (at == torch.inf)).any()):
+                raise ValueError(
+                    "The model's logits are NaN or infinite, so it gives no answer: its weights are broken, or too large for "
+                    f"{logits.dtype}. Load it in float32."
+                )
             at = of_numbers(at, part)
             given.append(at.argmax(-1))
             odds.append(_odds(at, part, rows))

@@ -26,7 +26,7 @@ from mi_ablate.arithmetic.states import NumberMeans, NumberSums
 from mi_ablate.model import split, stream
 from mi_ablate.prompts import tokenized
 
-from .single_tokens import FORMS, encoded
+from .single_tokens import FORMS, encoded, whole_numbers
 
 POOLINGS = ("last", "mean", "first")
 
@@ -63,11 +63,9 @@ def numeral_states(
         ValueError: an unknown pooling or form, no tokenizer, no number, text before whose tokens the number changes.
 
     """
-    listed = sorted({int(v) for v in values})
+    listed = whole_numbers("values", values).tolist()
     if pooling not in POOLINGS or form not in FORMS:
         raise ValueError(f"pooling={pooling!r}, form={form!r}: one of {POOLINGS} and one of {FORMS}.")
-    if not listed or listed[0] < 0:
-        raise ValueError(f"values must be whole numbers from 0, at least one; the smallest is {listed[:1]}.")
     tokenizer: Any = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("The model has no tokenizer to write numbers with: load it from a folder with its files.")

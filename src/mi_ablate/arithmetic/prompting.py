@@ -13,6 +13,7 @@ GPT-J and Pythia used none, and `Problems.bos` says what was done.
 """
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from mi_ablate._types import HookedModel
 from mi_ablate.prompts import tokenized
 
 from .layouts import Slot, slots_of, written
-from .single_tokens import FORMS, Numerals, numerals
+from .single_tokens import FORMS, Numerals, numerals, whole_numbers
 from .tasks import Task, task_of
 
 
@@ -88,7 +89,7 @@ class Problems:
 def problems(
     model: HookedModel,
     task: str | Task = "add",
-    a: Iterable[int] | None = None,
+    a: Iterable[int] | int | None = None,
     b: Iterable[int] | int | float | None = None,
     *,
     template: str | None = None,
@@ -103,7 +104,7 @@ def problems(
     Args:
         model: its tokenizer writes them.
         task: a name of `TASKS` ("add", "sub", "times", "floordiv", "mod", "equation", "greater"), or a `Task`.
-        a: the values of a; the task's own for None (0 to 99 of most).
+        a: the values of a, or one; the task's own for None (0 to 99 of most).
         b: the values of b; a single number is a constant: b=23 asks a - 23, and b is then no operand.
         template: a name (see `mi_ablate.arithmetic.tasks`) or a text with "{a}" and "{b}"; positions are those of the
             last occurrence of each.
@@ -129,12 +130,14 @@ def problems(
     if outside not in (None, "raise", "drop"):
         raise ValueError(f"outside={outside!r} must be 'raise', 'drop' or None.")
     text = _template(kind, template, b)
+    if getattr(b, "ndim", None) == 0:
+        b = b.item()  # type: ignore[union-attr]
     constant = {"b": b} if isinstance(b, (int, float)) else {}
     strict = outside == "raise" or (outside is None and not (a is None and (b is None or bool(constant))))
     ranges = {"a": kind.a if a is None else a}
     if kind.b is not None and not constant:
         ranges["b"] = kind.b if b is None else b  # type: ignore[assignment]
-    operands = {name: _whole(name, values) for name, values in ranges.items()}
+    operands = {name: whole_numbers(f"The values of {name}", values) for name, values in ranges.items()}
     kinds = {form: numerals(tokenizer, form, 10**kind.digits if kind.digits else 1000, kind.digits) for form in FORMS}
     slots, readout = slots_of(tokenizer, text, operands, constant, kinds), kinds[_answer_form(text, answer_form)]
     _warn_of_forms(slots, text)
@@ -157,7 +160,7 @@ def _made(
     tokens = _verified(model, texts, inputs, slots, bos)
     first = getattr(model.tokenizer, "bos_token_id", None)  # type: ignore[attr-defined]
     return Problems(
-        task=kind.expression.replace("b", f"{constant['b']:g}") if constant else kind.expression,
+        task=re.sub(r"\bb\b", f"{constant['b']:g}", kind.expression) if constant else kind.expression,
         template=template,
         text=tuple(texts),
         tokens=tokens,
@@ -178,6 +181,12 @@ def _template(kind: Task, given: str | None, b: Any) -> str:
             f"The template {text!r} ends in a space, which would become a token of its own and take the space from the "
             "number that follows: leave it out. answer_form='spaced' reads answers that begin with a space."
         )
+    strange = sorted(set(re.findall(r"\{(\w|answer)\}", text)) - {"a", "b"})
+    if strange:
+        raise ValueError(
+            f"The template {text!r} has {{{strange[0]}}}, which nothing fills: it has the places {{a}} and {{b}} only, and the "
+            "answer is what comes after its end."
+        )
     takes = kind.b is not None
     if takes != ("{b}" in text):
         raise ValueError(
@@ -197,16 +206,6 @@ def _answer_form(template: str, given: str | None) -> str:
     last, before = template[-1], template[-2:-1]
     tight = last in "\n([{" or last.isdigit() or (last == "=" and not before.isspace())
     return "bare" if tight else "spaced"
-
-
-def _whole(name: str, values: Iterable[int]) -> Int[Tensor, " v"]:
-    listed = values.tolist() if isinstance(values, Tensor) else list(values)
-    if not listed or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in listed):
-        wrong = [v for v in listed if not isinstance(v, int) or isinstance(v, bool) or v < 0]
-        raise ValueError(
-            f"The values of {name} must be whole numbers from 0, at least one; found {wrong[:5] if wrong else 'none'}."
-        )
-    return torch.tensor(listed, dtype=torch.int64).unique()
 
 
 def _fitting(operands: dict[str, Tensor], slots: dict[str, Slot], strict: bool) -> dict[str, Int[Tensor, " _"]]:
@@ -233,7 +232,9 @@ def _answered(
     found: Float[Tensor, " n"] = kind.compute(a, b)
     faults = {"undefined": ~found.isfinite()}
     faults["negative"] = ~faults["undefined"] & (found < 0)
-    faults["not whole"] = ~faults["undefined"] & ~faults["negative"] & (found != found.round())
+    near = found.round()  # 50 * 1.1 is 55.00000000000001
+    found = torch.where((found - near).abs() <= 1e-9 * near.abs(), near, found)
+    faults["not whole"] = ~faults["undefined"] & ~faults["negative"] & (found != near)
     rest = ~torch.stack(list(faults.values())).any(0)
     faults[f"no single {readout.form} token"] = rest & ~torch.isin(found, readout.values.double())
     bad = torch.stack(list(faults.values())).any(0)

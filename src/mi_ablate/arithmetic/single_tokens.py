@@ -8,8 +8,9 @@ Beyond the gapless range some numbers are single tokens and others are not (819 
 numbers up to 999 is therefore no uniform sample, and a spectrum over them needs the gapless range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -124,6 +125,21 @@ def numerals(tokenizer: Any, form: str = "bare", upto: int = 1000, digits: int =
 def encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return the tokens of texts as they stand, nothing put before or after."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def whole_numbers(what: str, values: Iterable[int] | int) -> Int[Tensor, " v"]:
+    """Return numbers from a list, range, tensor or array, or one number, each once and in rising order.
+
+    Raises:
+        ValueError: none, or some that are negative or not whole.
+
+    """
+    raw = values.tolist() if hasattr(values, "tolist") else values  # tensors, arrays, numbers of numpy
+    listed = list(raw) if isinstance(raw, Iterable) else [raw]
+    if not listed or any(not isinstance(v, Integral) or isinstance(v, bool) or v < 0 for v in listed):
+        wrong = [v for v in listed if not isinstance(v, Integral) or isinstance(v, bool) or v < 0]
+        raise ValueError(f"{what} must be whole numbers from 0, at least one; found {wrong[:5] if wrong else 'none'}.")
+    return torch.tensor([int(v) for v in listed], dtype=torch.int64).unique()
 
 
 def _whole(values: Tensor | Sequence[int]) -> Tensor:
