@@ -1,6 +1,7 @@
 """Neurons: the exact fit of pre-activations, effects against their slow definitions, and kept neurons."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,8 +99,8 @@ def test_batches_do_not_matter_and_shuffled_inputs_explain_what_noise_explains()
 
 def test_a_neuron_without_circles_has_no_answer_fraction_and_no_period_and_not_a_share_of_rounding() -> None:
     inputs, acts = grid(10), torch.stack([grid(10)["a"], grid(10)["answer"] ** 2, torch.ones(100).long()], dim=1)
-    for given in (acts.double(), acts.float() * 0.37 + 1):
-        found = fit_neurons(given, inputs, (5, 10))
+    for x in (acts.double(), acts.float() * 0.37 + 1):
+        found = fit_neurons(x, inputs, (5, 10))
         for rule in ("variance", "amplitude"):
             assert found.answer_fraction(rule).isnan().tolist() == [True, False, True], rule
         periods, shares = found.dominant_periods()
@@ -321,6 +322,26 @@ def test_attribution_agrees_with_patching_where_neurons_matter_and_has_a_control
     none = NeuronEffects("direct", "live", direct.neurons, -direct.mean.abs(), direct.error, direct.shuffled, 1)
     with pytest.raises(ValueError, match="needs a sum above 0"):
         none.carrying()
+
+
+@pytest.mark.parametrize("way", [neuron_attribution, neuron_direct_effects])
+def test_the_control_of_another_pair_does_not_depend_on_the_batches(way) -> None:
+    model, given = tiny(), pairs(sums(), 8)
+    whole, parts, ones = (way(model, given, batch_size=size) for size in (8, 3, 1))
+    for other in (parts, ones):
+        assert torch.allclose(whole.shuffled, other.shuffled, atol=1e-12)
+        assert torch.allclose(whole.error, other.error, atol=1e-12)
+    assert (whole.shuffled - whole.mean).abs().max() > 1e-3
+    assert way(model, given[:1]).shuffled.isnan().all()
+
+
+def test_patched_neurons_have_the_control_of_another_pair() -> None:
+    model, given, neurons = tiny(), pairs(sums(), 8), [(0, 3), (1, 20)]
+    found, order = neuron_patching(model, given, neurons), torch.arange(-1, 7)
+    swapped = replace(given, clean=replace(given.clean, tokens=given.clean.tokens[order]))
+    assert torch.allclose(found.shuffled, neuron_patching(model, swapped, neurons).mean, atol=1e-12)
+    assert (found.shuffled - found.mean).abs().max() > 1e-4
+    assert neuron_patching(model, given[:1], neurons).shuffled.isnan().all()
 
 
 def test_kept_neurons_with_fits_do_as_well_as_true_values_and_shuffled_fits_do_not() -> None:

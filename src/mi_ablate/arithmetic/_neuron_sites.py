@@ -9,7 +9,7 @@ from torch import Tensor
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate._writers import parameters, scales
 from mi_ablate.interventions import Ablate
-from mi_ablate.model import layer_of, sites
+from mi_ablate.model import collect, layer_of, sites
 
 
 def neurons_of(
@@ -50,6 +50,22 @@ def places(
     layers = chosen[:, 0].unique().tolist()
     names = {layer: sites(model, point, layer)[0] for layer in layers}
     return names, {layer: torch.nonzero(chosen[:, 0] == layer).flatten() for layer in layers}
+
+
+def values_at(
+    model: HookedModel,
+    tokens: Int[Tensor, "n p"],
+    names: dict[int, str],
+    chosen: Int[Tensor, "m 2"],
+    where: dict[int, Int[Tensor, " k"]],
+    batch_size: int | None = None,
+) -> Float[Tensor, "n m"]:
+    """Return the chosen neurons' values at the last position, in float64 on the CPU; names and where are of `places`."""
+    acts = collect(model, tokens, list(names.values()), pos=-1, batch_size=batch_size)
+    found = torch.empty(len(tokens), len(chosen), dtype=torch.float64)
+    for layer, name in names.items():
+        found[:, where[layer]] = acts[name][:, chosen[where[layer], 1].to(acts[name].device)].double().cpu()
+    return found
 
 
 def written(model: HookedModel, chosen: Int[Tensor, "m 2"]) -> Float[Tensor, "m d"]:

@@ -20,15 +20,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mi_ablate._types import HookedModel
-from mi_ablate.arithmetic._neuron_sites import neurons_of, places, written
-from mi_ablate.arithmetic.neuron_effects import NeuronEffects
+from mi_ablate._types import FwdHooks, HookedModel
+from mi_ablate.arithmetic._neuron_sites import neurons_of, places, values_at, written
+from mi_ablate.arithmetic._scored import scored
+from mi_ablate.arithmetic.neuron_effects import NeuronEffects, patched
 from mi_ablate.arithmetic.pairing import Pairs
 from mi_ablate.arithmetic.prompting import Problems
 from mi_ablate.arithmetic.rules import KINDS, Rule, heuristic_rules
 from mi_ablate.interventions import Ablate
 from mi_ablate.metrics import PositionMetric
-from mi_ablate.model import collect, split, stream
+from mi_ablate.model import split, stream
 from mi_ablate.replay import replay
 
 _AT_ONCE = 256
@@ -200,28 +201,24 @@ def probability_effects(
 
     E = ½ [(P*(r') - P(r')) / P(r') + (P(r) - P*(r)) / P*(r)], P* after the patch, r the clean answer and r' the corrupted
     prompt's. To first order it is half of the change of the logit difference r' - r, so `neuron_attribution` ranks neurons
-    in one pass; it is unbounded above and dominated by pairs in which P(r') is tiny.
+    in one pass; it is unbounded above and dominated by pairs in which P(r') is tiny. "shuffled" writes another pair's neuron.
     """
     chosen = neurons_of(model, neurons)
-    names, _ = places(model, chosen, "mlp.hook_post")
-    acts = collect(model, pairs.corrupted.tokens, list(names.values()), pos=-1)
-    logs = [_log_probability(x.answers) for x in (pairs.clean, pairs.corrupted)]
-    units, layers = chosen[:, 1].tolist(), chosen[:, 0].tolist()
-    edits = [
-        Ablate(None, acts[names[layer]][:, unit : unit + 1]).at(names[layer], pos=-1, unit=unit)
-        for layer, unit in zip(layers, units)
-    ]
-    runs = replay(model, pairs.clean.tokens, edits[0], logs[0], batch_size=batch_size)
-    before = [runs.score([], log) for log in logs]
-    found = []
-    for done, edit in enumerate(edits, 1):
-        after = [runs.score(edit, log) for log in logs]
-        found.append(((after[1] - before[1]).expm1() + (before[0] - after[0]).expm1()) / 2)
-        if progress is not None:
-            progress(done, len(edits))
-    each = torch.stack(found)
-    error = each.std(1) / len(pairs) ** 0.5 if len(pairs) > 1 else torch.full((len(chosen),), torch.nan).double()
-    return NeuronEffects("E", "live", chosen, each.mean(1), error, torch.full_like(error, torch.nan), len(pairs))
+    names, where = places(model, chosen, "mlp.hook_post")
+    values = values_at(model, pairs.corrupted.tokens, names, chosen, where, batch_size)
+    logs = {name: _log_probability(x.answers) for name, x in (("r", pairs.clean), ("r'", pairs.corrupted))}
+
+    def edit(i: int, values: Tensor) -> FwdHooks:
+        return Ablate(None, values[:, i : i + 1]).at(names[int(chosen[i, 0])], pos=-1, unit=int(chosen[i, 1]))
+
+    runs = replay(model, pairs.clean.tokens, edit(0, values), logs["r"], batch_size=batch_size)
+    before = scored(runs, [], logs)
+
+    def effect(i: int, values: Tensor) -> Tensor:
+        after = scored(runs, edit(i, values), logs)
+        return ((after["r'"] - before["r'"]).expm1() + (before["r"] - after["r"]).expm1()) / 2
+
+    return patched("E", chosen, values, progress, effect)
 
 
 def _log_probability(answers: Int[Tensor, " n"]) -> PositionMetric:

@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.arithmetic._neuron_sites import all_but, neurons_of, places
+from mi_ablate.arithmetic._neuron_sites import all_but, neurons_of, places, values_at
 from mi_ablate.arithmetic._scored import answer_logit, mean_interval, right, scored
 from mi_ablate.arithmetic.neurons import NeuronFits
 from mi_ablate.arithmetic.prompting import Problems
 from mi_ablate.interventions import Ablate
-from mi_ablate.model import collect, sites, split, stream
+from mi_ablate.model import sites, split, stream
 from mi_ablate.replay import replay
 
 METHODS = ("live", "true", "fitted", "shuffled", "random")
@@ -52,7 +52,7 @@ class KeptNeurons:
     neurons: Int[Tensor, "m 2"]
     """In the order in which they are kept."""
     accuracy: dict[str, Float[Tensor, "ks n"]]
-    """By method: "live", "true", "fitted", "shuffled" (fits to shuffled inputs), "random" (as many others, live)."""
+    """By method: "live", "true", "fitted", "shuffled" (fits to shuffled inputs), "random" (as many of all neurons, live)."""
     logit: dict[str, Float[Tensor, "ks n"]]
     """The right answer's logit."""
     intact: dict[str, Float[Tensor, " n"]]
@@ -105,7 +105,7 @@ def fitted_accuracy(
         progress: called with (runs done, runs in all).
 
     Raises:
-        ValueError: a k that is not there, an unknown method, too few other neurons to draw random ones from.
+        ValueError: a k that is not there, an unknown method.
 
     """
     m, neurons = len(fits.neurons), neurons_of(model, fits.neurons)
@@ -149,13 +149,7 @@ def _values(
         found["shuffled"] = fits.predict(inputs, shuffled=True)
     if "true" in methods:
         names, where = places(model, fits.neurons, "mlp.hook_pre")
-        acts = {}
-        for layer, name in names.items():
-            units = fits.neurons[where[layer], 1]
-            acts[layer] = collect(model, problems.tokens, name, pos=-1, batch_size=batch_size)[name].cpu()[:, units]
-        found["true"] = torch.empty(len(problems), len(fits.neurons), dtype=torch.float64)
-        for layer, x in acts.items():
-            found["true"][:, where[layer]] = x.double()
+        found["true"] = values_at(model, problems.tokens, names, fits.neurons, where, batch_size)
     return found
 
 

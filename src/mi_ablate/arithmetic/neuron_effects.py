@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_ablate._types import HookedModel
+from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.arithmetic._final_norm import NORMS, final_norm, gains
-from mi_ablate.arithmetic._neuron_sites import neurons_of, places, written
+from mi_ablate.arithmetic._neuron_sites import neurons_of, places, values_at, written
 from mi_ablate.arithmetic._scored import answer_logit
 from mi_ablate.arithmetic.pairing import Pairs
 from mi_ablate.interventions import Ablate
@@ -53,7 +53,7 @@ class NeuronEffects:
     error: Float[Tensor, " m"]
     """Standard error over the pairs; NaN of one pair."""
     shuffled: Float[Tensor, " m"]
-    """The mean with clean values of another pair; NaN where that was not measured."""
+    """The mean with clean values of another pair, the one before; NaN of one pair."""
     n: int
 
     def top(self, k: int) -> Int[Tensor, "k 2"]:
@@ -124,15 +124,12 @@ def neuron_attribution(
     chosen = neurons_of(model, None, layers)
     names, where = places(model, chosen, "mlp.hook_post")
     order = torch.cat([where[layer] for layer in names])
-    totals = _Totals(len(chosen))
-    for part in _batches(
-        model, pairs, batch_size or max(1, default_batch_size(model, pairs.clean.tokens.shape[1]) // 4), progress
-    ):
+    totals = _Totals(len(chosen), _posts(model, pairs.clean[-1:], names))
+    size = batch_size or max(1, default_batch_size(model, pairs.clean.tokens.shape[1]) // 4)
+    for part in _batches(pairs, size, progress):
         clean, corrupted = (_posts(model, one, names) for one in (part.clean, part.corrupted))
-        slope = _slopes(model, part, list(names.values()))
-        totals.add(
-            slope[:, order] * (clean - corrupted)[:, order], slope[:, order] * (_other(clean) - corrupted)[:, order]
-        )
+        slope, other = _slopes(model, part, list(names.values())), totals.others(clean)
+        totals.add(slope[:, order] * (clean - corrupted)[:, order], slope[:, order] * (other - corrupted)[:, order])
     return NeuronEffects("attribution", "live", chosen[order], *totals.result(), len(pairs))
 
 
@@ -166,14 +163,14 @@ def neuron_direct_effects(
     chosen = neurons_of(model, neurons, layers)
     names, where = places(model, chosen, "mlp.hook_post")
     rows, last = written(model, chosen), last_residual(model)
-    reader, totals = None, _Totals(len(chosen))
-    for part in _batches(model, pairs, batch_size or 128, progress):
+    reader, totals = None, _Totals(len(chosen), values_at(model, pairs.clean[-1:].tokens, names, chosen, where))
+    for part in _batches(pairs, batch_size or 128, progress):
         final = collect(model, part.corrupted.tokens, last, pos=-1)[last]
         reader = reader or final_norm(model, part.corrupted.tokens, final)
-        clean, corrupted = (_posts(model, one, names, chosen, where) for one in (part.clean, part.corrupted))
+        clean, corrupted = (values_at(model, one.tokens, names, chosen, where) for one in (part.clean, part.corrupted))
         found = [
             gains(reader, final, values - corrupted, rows, part.clean.answers.cpu(), norm)
-            for values in (clean, _other(clean))
+            for values in (clean, totals.others(clean))
         ]
         totals.add(*found)
     return NeuronEffects("direct", norm, chosen, *totals.result(), len(pairs))
@@ -187,80 +184,83 @@ def neuron_patching(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> NeuronEffects:
-    """Return the total effect of each neuron by running the model once a neuron: the definition, for some neurons.
+    """Return the total effect of each neuron by running the model twice a neuron (the second for "shuffled"): the definition.
 
-    "shuffled" is not measured. ``progress`` is called with (neurons done, neurons in all).
+    For some neurons. ``progress`` is called with (neurons done, neurons in all).
     """
     chosen = neurons_of(model, neurons)
     names, where = places(model, chosen, "mlp.hook_post")
-    clean, metric = _posts(model, pairs.clean, names, chosen, where), answer_logit(pairs.clean)
-    layer_of_row = chosen[:, 0].tolist()
-    edits = [
-        Ablate(None, clean[:, i : i + 1]).at(names[layer_of_row[i]], pos=-1, unit=int(chosen[i, 1]))
-        for i in range(len(chosen))
-    ]
-    runs = replay(model, pairs.corrupted.tokens, edits[0], metric, batch_size=batch_size)
-    before, totals = runs.score([], metric), []
-    for done, edit in enumerate(edits, 1):
-        totals.append(runs.score(edit, metric) - before)
+    clean = values_at(model, pairs.clean.tokens, names, chosen, where, batch_size)
+    metric = answer_logit(pairs.clean)
+
+    def edit(i: int, values: Tensor) -> FwdHooks:
+        return Ablate(None, values[:, i : i + 1]).at(names[int(chosen[i, 0])], pos=-1, unit=int(chosen[i, 1]))
+
+    runs = replay(model, pairs.corrupted.tokens, edit(0, clean), metric, batch_size=batch_size)
+    before = runs.score([], metric)
+    return patched("total", chosen, clean, progress, lambda i, values: runs.score(edit(i, values), metric) - before)
+
+
+def patched(
+    kind: str,
+    neurons: Int[Tensor, "m 2"],
+    values: Float[Tensor, "n m"],
+    progress: Progress | None,
+    effect: Callable[[int, Float[Tensor, "n m"]], Float[Tensor, " n"]],
+) -> NeuronEffects:
+    """Return effects measured one neuron at a time, ``effect(i, values)``, and with the values of another pair."""
+    n, found, other = len(values), [], []
+    for i in range(len(neurons)):
+        found.append(effect(i, values))
+        other.append(effect(i, _others(values, values[-1:])).mean() if n > 1 else torch.tensor(torch.nan).double())
         if progress is not None:
-            progress(done, len(edits))
-    found = torch.stack(totals)
-    error = found.std(1) / len(pairs) ** 0.5 if len(pairs) > 1 else torch.full((len(chosen),), torch.nan).double()
-    return NeuronEffects(
-        "total", "live", chosen, found.mean(1), error, torch.full_like(found[:, 0], torch.nan), len(pairs)
-    )
+            progress(i + 1, len(neurons))
+    each = torch.stack(found)
+    error = each.std(1) / n**0.5 if n > 1 else torch.full((len(each),), torch.nan).double()
+    return NeuronEffects(kind, "live", neurons, each.mean(1), error, torch.stack(other), n)
 
 
 class _Totals:
     """Sums over pairs: memory is that of the neurons."""
 
-    def __init__(self, m: int) -> None:
+    def __init__(self, m: int, last: Float[Tensor, "1 m"]) -> None:
         self.sum, self.square, self.other = (torch.zeros(m, dtype=torch.float64) for _ in range(3))
-        self.n, self.n_other = 0, 0
+        self.n, self.last = 0, last
+
+    def others(self, clean: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
+        """Return the clean values of the pair before each one, those of the last pair before the first."""
+        found, self.last = _others(clean, self.last), clean[-1:]
+        return found
 
     def add(self, effects: Float[Tensor, "b m"], shuffled: Float[Tensor, "b m"]) -> None:
         self.sum += effects.sum(0)
         self.square += (effects**2).sum(0)
+        self.other += shuffled.sum(0)
         self.n += len(effects)
-        if len(effects) > 1:
-            self.other += shuffled.sum(0)
-            self.n_other += len(effects)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         mean = self.sum / self.n
         spread = (self.square / self.n - mean**2).clamp(min=0) / max(self.n - 1, 1)
         error = spread.sqrt() if self.n > 1 else torch.full_like(mean, torch.nan)
-        return mean, error, self.other / self.n_other if self.n_other else torch.full_like(mean, torch.nan)
+        return mean, error, self.other / self.n if self.n > 1 else torch.full_like(mean, torch.nan)
 
 
-def _batches(model: HookedModel, pairs: Pairs, size: int, progress: Progress | None) -> Iterator[Pairs]:
+def _batches(pairs: Pairs, size: int, progress: Progress | None) -> Iterator[Pairs]:
     for start in range(0, len(pairs), size):
         yield pairs[start : start + size]
         if progress is not None:
             progress(min(start + size, len(pairs)), len(pairs))
 
 
-def _posts(
-    model: HookedModel,
-    problems: Any,
-    names: dict[int, str],
-    chosen: Tensor | None = None,
-    where: dict[int, Tensor] | None = None,
-) -> Float[Tensor, "n m"]:
-    """Post-activations at the last position: all of the layers side by side, or the chosen neurons in their order."""
+def _posts(model: HookedModel, problems: Any, names: dict[int, str]) -> Float[Tensor, "n m"]:
+    """Post-activations at the last position, all of the layers side by side."""
     acts = collect(model, problems.tokens, list(names.values()), pos=-1)
-    if chosen is None or where is None:
-        return torch.cat([acts[name].double().cpu() for name in names.values()], dim=1)
-    found = torch.empty(len(problems), len(chosen), dtype=torch.float64)
-    for layer, name in names.items():
-        found[:, where[layer]] = acts[name][:, chosen[where[layer], 1].to(acts[name].device)].double().cpu()
-    return found
+    return torch.cat([acts[name].double().cpu() for name in names.values()], dim=1)
 
 
-def _other(clean: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """The values of the next pair of the batch."""
-    return clean.roll(1, 0)
+def _others(values: Float[Tensor, "n m"], before: Float[Tensor, "1 m"]) -> Float[Tensor, "n m"]:
+    """Each row's predecessor."""
+    return torch.cat([before, values[:-1]])
 
 
 def _slopes(model: Any, part: Pairs, names: list[str]) -> Float[Tensor, "n m"]:
