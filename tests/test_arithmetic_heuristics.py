@@ -1,5 +1,7 @@
 """The bag of heuristics: rules, which neurons match them, and what a model needs of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -178,7 +180,10 @@ def test_knocking_out_a_rule_is_setting_its_neurons_to_their_means() -> None:
     right = (logits_with(model, problems.tokens, hooks)[:, -1].argmax(-1) == problems.answers).double()
     assert torch.equal(found.accuracy["knocked out"][0], right)
     assert found.rules == [("range", "a in 0..1", 2)]
-    row = found.table()[0]
+    row, inside = found.table()[0], rules[0].prompts
+    lost = found.clean - right
+    assert row["specific"] == pytest.approx(float(lost[inside].mean() - lost[~inside].mean()))
+    assert row["low"] <= row["specific"] <= row["high"]
     assert row["associated knocked out"] == pytest.approx(float(right[rules[0].prompts].mean()))
     assert row["others clean"] == pytest.approx(float(found.clean[~rules[0].prompts].mean()))
     assert "KnockOuts(1 rules, 25 prompts: range: associated" in repr(found)
@@ -188,8 +193,34 @@ def test_knocking_out_a_rule_is_setting_its_neurons_to_their_means() -> None:
         knock_out(model, problems, matched, ("multi-result",))
 
 
+def test_random_neurons_of_a_knock_out_are_as_many_where_most_neurons_match() -> None:
+    model, problems = tiny(), sums()
+    rule = Rule("range", "a", "a in 0..1", problems.inputs["a"] < 2)
+    neurons = torch.tensor([[1, i] for i in range(24)])
+    matched = heuristics_of(rule.prompts.double()[:, None].expand(-1, 24), problems.inputs, [rule], neurons=neurons)
+    found = knock_out(model, problems, matched, ("range",))
+    assert found.rules == [("range", "a in 0..1", 24)]
+    assert torch.equal(found.accuracy["random"], found.accuracy["knocked out"])  # not the accuracy of no edit at all
+    few = replace(matched, overlap=matched.overlap * (torch.arange(24) < 10))
+    assert knock_out(model, problems, few, ("range",)).rules == [("range", "a in 0..1", 10)]
+
+
+def test_a_dead_neuron_and_equal_contributions_do_not_match_the_order_of_the_prompts() -> None:
+    """Prompts stand in the order of a: zeros in their place would make "a in 0..9" of any ReLU neuron that is mostly off."""
+    sparse = torch.zeros(1600, 40).double()
+    for j in range(40):
+        sparse[torch.randperm(1600, generator=torch.Generator().manual_seed(j))[:20], j] = 1
+    found = heuristics_of(torch.cat([torch.zeros(1600, 3).double(), sparse], dim=1), INPUTS)
+    assert not found.matched()[:3].any()
+    assert found.classified < 0.2
+    with pytest.raises(ValueError, match="of 2 columns for 2 neurons: a finite column for each is needed"):
+        heuristics_of(draw(1600, 2) * float("nan"), INPUTS)
+
+
 def test_top_neurons_of_each_layer_are_those_of_the_largest_size() -> None:
     neurons = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     mean = torch.tensor([0.1, -0.5, 0.2, 0.3]).double()
     effects = NeuronEffects("attribution", "live", neurons, mean, mean, mean, 2)
     assert top_per_layer(effects, 1).tolist() == [[0, 1], [1, 1]]
+    with pytest.raises(ValueError, match="k=0: one neuron a layer or more"):
+        top_per_layer(effects, 0)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_ablate._shares import RESAMPLES, percentiles
 from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.arithmetic._neuron_sites import all_but, neurons_of, places
 from mi_ablate.arithmetic._scored import mean_interval, right, scored
@@ -153,11 +154,15 @@ class KnockOuts:
     inside: Bool[Tensor, "r n"]
     """Which prompts each rule holds for."""
     accuracy: dict[str, Float[Tensor, "r n"]]
-    """"knocked out", and "random": as many other neurons."""
+    """"knocked out", and "random": as many others (and matching ones where there are fewer)."""
     clean: Float[Tensor, " n"]
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one row a kind: mean accuracy on prompts of the rules and on others, before, after, with random neurons."""
+        """Return one row a kind: mean accuracy on prompts of the rules and on others, before, after, with random neurons.
+
+        "low" and "high" are of "specific", how much more of the accuracy on the rules' prompts is lost than of others': 95 %
+        over resampled prompts.
+        """
         rows = []
         for kind in [kind for kind in KINDS if any(rule[0] == kind for rule in self.rules)]:
             mine = [i for i, rule in enumerate(self.rules) if rule[0] == kind]
@@ -166,8 +171,22 @@ class KnockOuts:
             for name, values in {"clean": self.clean.expand_as(self.inside), **self.accuracy}.items():
                 for where, mask in (("associated", self.inside), ("others", ~self.inside)):
                     row[f"{where} {name}"] = sum(float(values[i][mask[i]].mean()) for i in mine) / len(mine)
+            row |= dict(zip(("specific", "low", "high"), self._specific(mine)))
             rows.append(row)
         return rows
+
+    def _specific(self, mine: list[int]) -> list[float]:
+        """What the rules' prompts lose beyond others, the mean over rules, and its interval."""
+        lost, inside, n = self.clean - self.accuracy["knocked out"][mine], self.inside[mine].double(), len(self.clean)
+
+        def of(counts: Float[Tensor, "s n"]) -> Float[Tensor, " s"]:
+            means = [(counts @ (mask * lost).T) / (counts @ mask.T) for mask in (inside, 1 - inside)]
+            return (means[0] - means[1]).mean(1)
+
+        drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+        counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+        ends = torch.nanquantile(of(counts), percentiles(0.95))
+        return [float(of(torch.ones(1, n, dtype=torch.float64))), *ends.tolist()]
 
     def __repr__(self) -> str:
         text = "; ".join(
@@ -197,7 +216,8 @@ def knock_out(
         found: from `heuristics_of`, with ``neurons``.
         kinds: of rules ("multi-result" is each neuron's own, and has no prompts in common).
         rules_per_kind: those with the most neurons.
-        seed: of the random neurons, drawn from those of ``found`` that do not match the rule.
+        seed: of the random neurons, drawn from those of ``found`` that do not match the rule; where these are fewer than those
+            that do, from all of them until there are as many.
         batch_size: prompts a pass.
         progress: called with (rules done, rules in all).
 
@@ -223,8 +243,8 @@ def knock_out(
     runs = replay(model, problems.tokens, _gone(found.neurons, names, means), metric, batch_size=batch_size)
     scores: dict[str, list[Tensor]] = {"knocked out": [], "random": []}
     for done, i in enumerate(chosen, 1):
-        others = torch.nonzero(~matches[i]).flatten()
-        drawn = others[torch.randperm(len(others), generator=generator)[: int(matches[i].sum())]]
+        mixed = torch.randperm(len(found.neurons), generator=generator)
+        drawn = mixed[matches[i][mixed].int().argsort(stable=True)][: int(matches[i].sum())]
         scores["knocked out"].append(runs.score(_gone(found.neurons[matches[i]], names, means), metric))
         scores["random"].append(runs.score(_gone(found.neurons[drawn], names, means), metric))
         if progress is not None:

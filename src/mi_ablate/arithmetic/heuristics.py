@@ -138,30 +138,39 @@ def heuristics_of(
         rules: `heuristic_rules` of the inputs by default.
         neurons: what the columns are; (0, column) by default.
         threshold: the overlap from which a rule is matched.
-        seed: of the shuffled prompts.
+        seed: of the shuffled prompts, and of the order of equal contributions (zeros of a ReLU): the order of the prompts is
+            a range of a. A neuron that contributes the same to all prompts matches nothing.
         progress: called with (neurons done, neurons in all).
 
     Raises:
-        ValueError: rules for another number of prompts, a threshold outside (0, 1].
+        ValueError: rules for another number of prompts, a threshold outside (0, 1], contributions that are NaN, neurons
+            that are not the columns.
 
     """
     n, m = contributions.shape
+    if not torch.isfinite(contributions).all() or (neurons is not None and len(neurons) != m):
+        named = m if neurons is None else len(neurons)
+        raise ValueError(
+            f"Contributions [n, m] of {m} columns for {named} neurons: a finite column for each is needed."
+        )
     rules = heuristic_rules(inputs) if rules is None else rules
     if not 0 < threshold <= 1 or any(len(rule.prompts) != n for rule in rules):
         raise ValueError(f"threshold={threshold} is in (0, 1], and every rule needs one entry for each of {n} prompts.")
     answers, which = torch.as_tensor(inputs["answer"]).cpu().unique(return_inverse=True)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order, tie = (torch.randperm(n, generator=generator) for _ in range(2))
     members = [torch.nonzero(rule.prompts).flatten() for rule in rules]
     parts: dict[str, list[Tensor]] = {name: [] for name in ("overlap", "shuffled", "multi", "other", "top")}
     for chunk in contributions.detach().cpu().split(_AT_ONCE, dim=1):
         place = torch.empty(chunk.shape, dtype=torch.int32)
-        at = chunk.argsort(dim=0, descending=True, stable=True)
+        at = tie[chunk[tie].argsort(dim=0, descending=True, stable=True)]
+        varies = chunk.amax(0) > chunk.amin(0)
         place.scatter_(0, at, torch.arange(n, dtype=torch.int32)[:, None].expand_as(chunk))
         for name, many, mine in (("overlap", "multi", torch.arange(n)), ("shuffled", "other", order)):
             ranks = place[mine]
-            parts[name].append(torch.stack([(ranks[s] < len(s)).sum(0) / len(s) for s in members]))
+            parts[name].append(torch.stack([varies * (ranks[s] < len(s)).sum(0) / len(s) for s in members]))
             best, top = _multi(chunk[mine], ranks, which, len(answers))
-            parts[many].append(best)
+            parts[many].append(varies * best)
             if many == "multi":
                 parts["top"].append(answers[top])
         if progress is not None:
@@ -230,6 +239,8 @@ def _log_probability(answers: Int[Tensor, " n"]) -> PositionMetric:
 
 def top_per_layer(effects: NeuronEffects, k: int = 200) -> Int[Tensor, "m 2"]:
     """Return the k neurons of each layer with the largest effect of either sign; all of a layer with fewer (warned of)."""
+    if k < 1:
+        raise ValueError(f"k={k}: one neuron a layer or more.")
     order = effects.mean.abs().argsort(descending=True, stable=True)
     neurons, layers = effects.neurons[order], effects.neurons[:, 0].unique().tolist()
     found = {layer: neurons[neurons[:, 0] == layer][:k] for layer in layers}
