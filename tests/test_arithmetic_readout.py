@@ -86,6 +86,34 @@ def test_noise_has_no_common_period_and_shuffling_takes_a_planted_one_away() -> 
     assert "strongest period 10 in 1.00" in repr(planted)
 
 
+def test_flat_curves_have_no_period_and_do_not_count_as_the_longest_one() -> None:
+    """A dead neuron adds nothing to any number; so does a line, once it is taken away."""
+    wave = torch.cos(2 * math.pi * torch.arange(100) / 10)[None]
+    flat = torch.stack([torch.zeros(100), torch.full((100,), 3.7), 0.3 * torch.arange(100) - 5])
+    found, alone = spectrum_of(torch.cat([flat.double(), wave.double()])), spectrum_of(wave)
+    assert found.top.isnan().tolist() == [True, True, True, False]
+    assert list(found.shares()) == [10.0]
+    assert found.shares()[10.0][0] == 1.0
+    assert torch.allclose(found.power, alone.power, atol=1e-6)
+    none = spectrum_of(flat)
+    assert none.shares() == {}
+    assert "strongest period nan in 0.00" in repr(none)
+    for wrong in (torch.zeros(0, 100), torch.full((2, 100), float("nan"))):
+        with pytest.raises(ValueError, match="one or more, all finite; these are"):
+            spectrum_of(wrong)
+
+
+def test_rows_of_a_spectrum_have_intervals_that_hold_the_value() -> None:
+    curves = draw(60, 100) + 0.5 * torch.cos(2 * math.pi * torch.arange(100) / 10)
+    found, more = spectrum_of(curves), spectrum_of(curves.repeat(9, 1))
+    for row in found.table():
+        assert row["low"] <= row["power"] <= row["high"]
+        assert row["in low"] <= row["strongest in"] <= row["in high"]
+        assert 0 <= row["low"] < row["high"] <= 1
+    assert (more.interval[1] - more.interval[0]).mean() < 0.5 * (found.interval[1] - found.interval[0]).mean()
+    assert math.isnan(spectrum_of(curves[:1]).table()[0]["low"])
+
+
 @pytest.mark.compat
 def test_number_logits_are_those_of_the_numbers_at_the_answer() -> None:
     model, problems = tiny(), sums()

@@ -26,9 +26,14 @@ from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic._final_norm import final_norm
 from mi_ablate.arithmetic._neuron_sites import neurons_of, places, written
 from mi_ablate.arithmetic._periods import line_removed, off_bin, power_of
+from mi_ablate.arithmetic._scored import mean_interval
+from mi_ablate.arithmetic.components import mean_intervals
 from mi_ablate.arithmetic.neurons import PERIODS
 from mi_ablate.arithmetic.prompting import Problems
 from mi_ablate.model import collect, last_residual, run, split, stream
+
+_ROUNDING = 1e-12
+"""Of a curve's energy: what is less, beside its line, is rounding."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,22 +46,24 @@ class NumberSpectrum:
     periods: Float[Tensor, " k"]
     """Longest first."""
     power: Float[Tensor, " k"]
-    """The mean over curves of each period's share of a curve's power."""
+    """The mean over curves of each period's share of a curve's power; curves that are flat, or a line, are left out."""
+    interval: Float[Tensor, "2 k"]
+    """Of 95 %, over resampled curves."""
     shuffled_power: Float[Tensor, " k"]
     """The same with the numbers shuffled, another way for each curve."""
     top: Float[Tensor, " n"]
-    """The strongest period of each curve."""
+    """The strongest period of each curve; NaN of a flat one (a dead neuron) or a line."""
     shuffled_top: Float[Tensor, " n"]
     slope: Float[Tensor, " n"]
     """Of each curve's line, in logits a number."""
 
     def shares(self) -> dict[float, tuple[float, float]]:
         """Return, by period, the share of curves whose strongest it is, and of shuffled curves; the most common first."""
-        values, counts = self.top.unique(return_counts=True)
-        order = counts.argsort(descending=True, stable=True)
-        n = len(self.top)
+        top = self.top[self.top.isfinite()]
+        values, counts = top.unique(return_counts=True)
+        order, n = counts.argsort(descending=True, stable=True), len(top)
         return {
-            float(values[i]): (int(counts[i]) / n, float((self.shuffled_top == values[i]).double().mean()))
+            float(values[i]): (int(counts[i]) / n, float((self.shuffled_top == values[i]).double().sum()) / n)
             for i in order.tolist()
         }
 
@@ -66,17 +73,22 @@ class NumberSpectrum:
         return float((self.slope < 0).double().mean())
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one row a period, the strongest first: mean share of power and share of curves, each with its control."""
-        shares, rows = self.shares(), []
+        """Return one row a period, the strongest first: mean share of power and share of curves, each with its control.
+
+        "low" and "high" are of the mean share of power, "in low" and "in high" of the share of curves: 95 % over the curves.
+        """
+        top, other, rows = self.top[self.top.isfinite()], self.shuffled_top[self.top.isfinite()], []
         for i in self.power.argsort(descending=True, stable=True).tolist():
-            period = float(self.periods[i])
-            top, chance = shares.get(period, (0.0, float((self.shuffled_top == self.periods[i]).double().mean())))
-            row = {"period": period, "power": float(self.power[i]), "shuffled power": float(self.shuffled_power[i])}
-            rows.append({**row, "strongest in": top, "shuffled in": chance})
+            strongest, low_high = (top == self.periods[i]).double(), self.interval[:, i].tolist()
+            row = {"period": float(self.periods[i]), "power": float(self.power[i])}
+            row |= {"low": low_high[0], "high": low_high[1], "shuffled power": float(self.shuffled_power[i])}
+            low, high = mean_interval(strongest)
+            row |= {"strongest in": float(strongest.mean()), "in low": low, "in high": high}
+            rows.append(row | {"shuffled in": float((other == self.periods[i]).double().mean())})
         return rows
 
     def __repr__(self) -> str:
-        period, (share, chance) = next(iter(self.shares().items()))
+        period, (share, chance) = next(iter(self.shares().items()), (float("nan"), (0.0, 0.0)))
         best = f"strongest period {period:.3g} in {share:.2f} (shuffled {chance:.2f})"
         falls = f"line falls in {self.falling:.2f}"
         return f"NumberSpectrum({len(self.top)} {self.of}, {len(self.numbers)} numbers: {best}; {falls})"
@@ -102,9 +114,13 @@ def spectrum_of(
         seed: of the shuffled numbers.
 
     Raises:
-        ValueError: fewer than four numbers, or as many as the columns are not.
+        ValueError: no curve, NaN in one, fewer than four numbers, or as many as the columns are not.
 
     """
+    if curves.ndim != 2 or not len(curves) or not torch.isfinite(curves).all():
+        raise ValueError(
+            f"Curves are rows [n, v] over v numbers, one or more, all finite; these are {list(curves.shape)}."
+        )
     n, v = curves.shape
     numbers = range(v) if numbers is None else numbers
     if v < 4 or len(numbers) != v or numbers.step != 1:
@@ -123,9 +139,11 @@ def spectrum_of(
     mixed, slope = curves.gather(1, order), line_removed(curves.T)[1]
     lengths, power = power_of(line_removed(curves.T)[0] if line else curves.T)
     other = power_of(line_removed(mixed.T)[0] if line else mixed.T)[1]
-    shares, chance = (x / x.sum(0).clamp(min=1e-300) for x in (power, other))
-    top, chance_top = (lengths[x.argmax(0)] for x in (power, other))
-    return NumberSpectrum(of, numbers, lengths, shares.mean(1), chance.mean(1), top, chance_top, slope)
+    varies = power.sum(0) > _ROUNDING * (curves**2).sum(1)
+    shares, chance = ((x / x.sum(0).clamp(min=1e-300))[:, varies] for x in (power, other))
+    ends = mean_intervals(shares) if varies.any() else torch.full((2, len(lengths)), torch.nan).double()
+    top, chance_top = (torch.where(varies, lengths[x.argmax(0)], torch.nan) for x in (power, other))
+    return NumberSpectrum(of, numbers, lengths, shares.mean(1), ends, chance.mean(1), top, chance_top, slope)
 
 
 def number_logits(
