@@ -101,7 +101,8 @@ def test_periods_between_two_lines_are_warned_of() -> None:
     assert float(found.shares[0, found.line(10)]) < 0.98
     with pytest.warns(UserWarning, match="the periods 100 fall"):
         number_spectrum(waves(360, 10), range(360))
-    assert number_spectrum(waves(50, 10), range(0, 100, 2)).periods[0] == 100  # steps of 2
+    every = (5, 10, 100)
+    assert number_spectrum(waves(50, 10), range(0, 100, 2), of_interest=every).periods[0] == 100  # steps of 2
 
 
 def test_what_has_no_spectrum() -> None:
@@ -173,7 +174,7 @@ def test_searches_that_cannot_be() -> None:
 @pytest.mark.parametrize(("count", "modulus"), [(100, 10), (100, 5), (60, 3), (64, 2)])
 def test_the_trace_of_the_scatter_between_residues_is_phi_over_n(count: int, modulus: int) -> None:
     x = waves(count, 5, 7) + draw(count, 12)
-    found = residue_separability(means_of(x, range(count)), [modulus], draws=0)
+    found = residue_separability(means_of(x, range(count)), [modulus], draws=1)
     assert float(found.phi[0, 0]) / count == pytest.approx(float(found.between[0, 0]), rel=1e-10)
     n = torch.arange(count)
     wave = torch.stack([torch.exp(-2j * torch.pi * k / modulus * n.double()) for k in range(1, modulus)])
@@ -253,6 +254,6 @@ def test_what_has_no_residues() -> None:
         residue_separability(means.kept(means.values != 7))
     with pytest.raises(ValueError, match="ridge=0: a positive share is needed; with more dimensions"):
         residue_separability(means, [2], ridge=0)
-    exact = residue_separability(means_of(torch.arange(20).double()[:, None] % 2, range(20)), [2], draws=0)
+    exact = residue_separability(means_of(torch.arange(20).double()[:, None] % 2, range(20)), [2], draws=1)
     assert float(exact.fisher[0, 0]) == float("inf")
     assert float(exact.kappa[0, 0]) == 1

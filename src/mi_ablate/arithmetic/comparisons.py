@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate.arithmetic.helices import PERIODS, HelixFits, design_fits
-from mi_ablate.arithmetic.products import basis_of, explained, left_out, products
+from mi_ablate.arithmetic.products import basis_of, check_draws, explained, left_out, products
 from mi_ablate.arithmetic.solving import principal
 from mi_ablate.arithmetic.states import NumberMeans
 from mi_ablate.design import Design, helix, polynomial
@@ -130,6 +130,7 @@ def baselines(
         ValueError: too few numbers (see `helix_fits`).
 
     """
+    check_draws(draws)
     fits = {method: method_fits(means, method, periods) for method in METHODS[:3]}
     weights, rank = means.counts.to(torch.float64), fits["helix"].rank
     seeds = range(seed, seed + draws)

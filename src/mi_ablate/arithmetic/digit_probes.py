@@ -81,14 +81,14 @@ def circular_probes(
     values = means.values
     if len(values) < 3 or int(values[0]) < 0:
         raise ValueError(f"Digits are read of at least three numbers from 0 up; these are {values[:3].tolist()} ...")
-    if min(bases) < 2:
+    if min(bases, default=0) < 2:
         raise ValueError(f"Bases {list(bases)}: at least 2.")
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
     written = {base: _digits(values, base) for base in bases}
     digits: dict[int, list[Tensor]] = {base: [] for base in bases}
     accuracy, shuffled = [], []
     for i in range(len(means.sites)):
-        hat = hat_matrix(means.at(i), ridge)
+        hat = hat_matrix(means.centred(i, counted=False), ridge)
         rows, null = [], []
         for base, right in written.items():
             read = [decoded(left_out_predictions(hat, circle(t, base)), base) == t for t in (right, right[order])]
@@ -158,7 +158,7 @@ def sinusoidal_probes(
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
     found: list[list[float]] = []
     for i in range(len(means.sites)):
-        hat, row = hat_matrix(means.at(i), ridge), []
+        hat, row = hat_matrix(means.centred(i, counted=False), ridge), []
         for target in (torch.arange(len(values)), order):
             guess = (left_out_predictions(hat, columns[target]) @ columns.T).argmax(1)
             row += [

@@ -201,15 +201,20 @@ class PeriodSubsets:
     loo: Float[Tensor, "subsets sites"]
 
     def best(self, count: int) -> tuple[int | float, ...]:
-        """Return the set of ``count`` periods whose loo is highest on average over the sites."""
+        """Return the set of ``count`` periods whose loo is highest on average over the sites that have one.
+
+        Raises:
+            ValueError: no set of that size.
+
+        """
         rows = [i for i, chosen in enumerate(self.periods) if len(chosen) == count]
         if not rows:
             raise ValueError(f"No set of {count} periods: 1 to {max(len(p) for p in self.periods)}.")
-        return self.periods[max(rows, key=lambda i: float(self.loo[i].mean()))]
+        return self.periods[max(rows, key=lambda i: float(self.loo[i].nanmean().nan_to_num(-torch.inf)))]
 
     def table(self) -> list[dict[str, object]]:
         """Return a row a set of periods: means over the sites."""
-        rows = zip(self.periods, self.r2.mean(1).tolist(), self.loo.mean(1).tolist())
+        rows = zip(self.periods, self.r2.mean(1).tolist(), self.loo.nanmean(1).tolist())
         return [{"periods": ", ".join(f"{T:g}" for T in chosen), "r2": r2, "loo": loo} for chosen, r2, loo in rows]
 
     def __repr__(self) -> str:

@@ -40,10 +40,18 @@ def explained(p: Float[Tensor, "v v"], q: Float[Tensor, "v rank"]) -> float:
 
 
 def left_out(p: Float[Tensor, "v v"], q: Float[Tensor, "v rank"], weights: Float[Tensor, " v"]) -> float:
-    """Return the leave-one-number-out R²; NaN where a number alone determines a column."""
+    """Return the leave-one-number-out R²; NaN where a number alone determines a column, 0 where all means are the same."""
     leverage = weights / weights.sum() + q.square().sum(1)
     if bool((leverage > 1 - 1e-9).any()):
         return float("nan")
+    if float(p.trace()) <= 0:
+        return 0.0
     pq = p @ q
     residual = p.diagonal() - 2 * (pq * q).sum(1) + ((q @ (q.T @ pq)) * q).sum(1)
     return float(1 - (residual.clamp(min=0) / (1 - leverage).square()).sum() / p.trace().clamp(min=1e-300))
+
+
+def check_draws(draws: int) -> None:
+    """Refuse a control of no draws."""
+    if draws < 1:
+        raise ValueError(f"draws={draws}: at least 1 permutation, since what is found says nothing without a control.")

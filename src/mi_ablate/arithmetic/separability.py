@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mi_ablate.arithmetic.products import check_draws
 from mi_ablate.arithmetic.spectra import line_power
 from mi_ablate.arithmetic.states import NumberMeans
 
@@ -102,12 +103,8 @@ def residue_separability(
         ValueError: numbers that are not consecutive, a modulus with fewer than two runs of numbers.
 
     """
-    if ridge <= 0:
-        raise ValueError(
-            f"ridge={ridge}: a positive share is needed; with more dimensions than numbers S_W is singular."
-        )
-    if not bool((means.values.diff() == 1).all()):
-        raise ValueError("Residues need consecutive numbers: keep a run of them, means.kept(means.values < 100).")
+    _check(means, moduli, ridge, folds)
+    check_draws(draws)
     columns: list[list[list[float]]] = []
     shuffled: list[list[list[float]]] = []
     used = []
@@ -118,7 +115,10 @@ def residue_separability(
         used.append(n)
         labels, parts = means.values[:n] % T, _folds(n, T, folds, seed)
         orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed + s)) for s in range(draws)]
-        each = [_measures(means.at(i)[:n], labels, T, parts, orders, ridge) for i in range(len(means.sites))]
+        each = [
+            _measures(means.centred(i, counted=False)[:n], labels, T, parts, orders, ridge)
+            for i in range(len(means.sites))
+        ]
         columns.append([row for row, _ in each])
         shuffled.append([null for _, null in each])
     phi, between, share, spike, fisher, chance, kappa = torch.tensor(columns, dtype=torch.float64).permute(2, 1, 0)
@@ -137,6 +137,19 @@ def residue_separability(
         numbers=tuple(used),
         ridge=float(ridge),
     )
+
+
+def _check(means: NumberMeans, moduli: Sequence[int], ridge: int | float, folds: int) -> None:
+    if ridge <= 0:
+        raise ValueError(
+            f"ridge={ridge}: a positive share is needed; with more dimensions than numbers S_W is singular."
+        )
+    if not bool((means.values.diff() == 1).all()):
+        raise ValueError("Residues need consecutive numbers: keep a run of them, means.kept(means.values < 100).")
+    if folds < 2 or not moduli:
+        raise ValueError(
+            f"folds={folds}, moduli={list(moduli)}: at least two parts to hold out, and at least one modulus."
+        )
 
 
 def _measures(

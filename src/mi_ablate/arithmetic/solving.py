@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mi_ablate.arithmetic.states import NumberMeans
+from mi_ablate.arithmetic.states import NumberMeans, is_rounding
 from mi_ablate.design import Design
 from mi_ablate.regression import _solve
 
@@ -26,7 +26,7 @@ _DETERMINED = 1e-9
 
 @dataclass(frozen=True)
 class Score:
-    """R² of the means, leave-one-number-out R², and the rank of the columns."""
+    """R² of the means, leave-one-number-out R² (both 0 where all means are the same), and the rank of the columns."""
 
     r2: Float[Tensor, " sites"]
     loo: Float[Tensor, " sites"]
@@ -75,7 +75,8 @@ class Solved:
         left = torch.where(left < _DETERMINED, torch.nan, left)
         press = (self.weights * residual.clamp(min=0) / left.square()).sum(1)
         rank = round(float((inverse * gram.T).sum()))
-        return Score(explained / between, 1 - press / between, rank)
+        none = self.between <= 0  # no fit is better than their mean, and none worse
+        return Score(explained / between, torch.where(none, 0, 1 - press / between), rank)
 
 
 def solved(means: NumberMeans, design: Design, components: int | None = None) -> Solved:
@@ -104,6 +105,9 @@ def solved(means: NumberMeans, design: Design, components: int | None = None) ->
         grand[i] = torch.mv(y.copy_(means.means[i]).T, w) / w.sum()
         y.sub_(grand[i])
         squares[i] = torch.linalg.vector_norm(y, dim=1).square()
+        if is_rounding(squares[i], grand[i], means.means.dtype):
+            y.zero_()
+            squares[i] = 0
         torch.matmul(weighted, y, out=cross[i])
         if components is not None:
             basis = principal(y, w, components)

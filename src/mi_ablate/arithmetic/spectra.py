@@ -23,6 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mi_ablate._types import nearest
+from mi_ablate.arithmetic._periods import off_bin
+from mi_ablate.arithmetic.products import check_draws
 from mi_ablate.arithmetic.states import NumberMeans, means_of
 
 OF_INTEREST = (2, 2.5, 5, 10, 100)
@@ -37,7 +40,8 @@ class NumberSpectra:
         power: ``[sites k]``, |F|² averaged over dimensions.
         shares: ``[sites k]`` of the variance, sums to 1.
         null: ``[sites k]``, mean power of permuted numbers. ceiling: ``[sites]``, the largest line of any permutation.
-        off_bin: periods of interest that do not divide the count: their power is spread over neighbouring lines.
+        off_bin: periods of interest that are no line: they do not divide the count, so their power is spread over
+            neighbouring lines, or numbers so far apart cannot show them.
 
     """
 
@@ -55,6 +59,8 @@ class NumberSpectra:
 
     def peaks(self, site: str | int = 0) -> list[float]:
         """Return the periods of local maxima above every line of every permutation, strongest first."""
+        if isinstance(site, str) and site not in self.sites:
+            raise KeyError(f"There is no spectrum of {site!r}. {nearest(site, self.sites)}")
         i = site if isinstance(site, int) else self.sites.index(site)
         power = self.power[i]
         padded = torch.cat([power.new_zeros(1), power, power.new_zeros(1)])
@@ -103,12 +109,13 @@ def number_spectra(
 
     """
     n, step = _equally_spaced(means)
+    check_draws(draws)
     k = torch.arange(1, n // 2 + 1)
-    off = tuple(T for T in of_interest if abs(n * step / T - round(n * step / T)) > 1e-9)
+    off = tuple(T for T in of_interest if off_bin(n, [T / step]))
     if off:
         warnings.warn(
             f"Of {n} numbers {step} apart the periods {', '.join(f'{T:g}' for T in off)} fall between two lines and leak "
-            "into both: choose a count that they divide (100 has 2, 2.5, 5, 10 and 100).",
+            "into both, or are shorter than two steps: choose a count that they divide (100 has 2, 2.5, 5, 10 and 100).",
             stacklevel=2,
         )
     orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed + s)) for s in range(draws)]
@@ -117,7 +124,7 @@ def number_spectra(
     )
     found, null, ceiling = [], [], []
     for i in range(len(means.sites)):
-        x = _columns(means.at(i), standardise)
+        x = _columns(means.centred(i, counted=False), standardise)
         found.append(torch.fft.rfft(x * taper[:, None], dim=0).abs().square().mean(1)[1:])
         products = x @ x.T / x.shape[1]
         drawn = torch.stack([line_power(products[o][:, o] * taper * taper[:, None]) for o in orders])
@@ -141,7 +148,8 @@ class Linearity:
     """R² of a line through PC1 of the standardised means against the number, at each site.
 
     Attributes:
-        r2: ``[sites]``. shuffled: ``[draws sites]``, of permuted numbers (1 / (numbers - 1) on average).
+        r2: ``[sites]``, 0 where all means are the same.
+        shuffled: ``[draws sites]``, of permuted numbers (1 / (numbers - 1) on average).
         share: ``[sites]``, variance that PC1 holds.
 
     """
@@ -173,6 +181,7 @@ def linearity(means: NumberMeans, *, draws: int = 20, seed: int = 0) -> Linearit
 
     """
     v = len(means.values)
+    check_draws(draws)
     if v < 3:
         raise ValueError(f"{v} numbers: a line through two is no finding; give at least three.")
     a = means.values.to(torch.float64)
@@ -182,16 +191,16 @@ def linearity(means: NumberMeans, *, draws: int = 20, seed: int = 0) -> Linearit
     lines = lines / lines.norm(dim=1, keepdim=True)
     r2, share = [], []
     for i in range(len(means.sites)):
-        x = _columns(means.at(i), True)
+        x = _columns(means.centred(i, counted=False), True)
         values, vectors = torch.linalg.eigh(x @ x.T)
-        r2.append((lines @ vectors[:, -1]).square())
+        r2.append((lines @ vectors[:, -1]).square() * (values[-1] > 0))
         share.append(values[-1] / values.sum().clamp(min=1e-300))
     every = torch.stack(r2, 1)
     return Linearity(means.sites, every[0], every[1:], torch.stack(share))
 
 
 def _columns(x: Tensor, standardise: bool) -> Tensor:
-    x = x - x.mean(0)
+    """Centred columns, or those divided by their standard deviations."""
     if not standardise:
         return x
     scale = x.square().mean(0).sqrt()

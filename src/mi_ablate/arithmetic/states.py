@@ -85,10 +85,16 @@ class NumberMeans:
         """Return the means of one site in float64."""
         return self.means[self.index(site)].to(torch.float64)
 
-    def centred(self, site: str | int) -> Float[Tensor, "v d"]:
-        """Return the means of one site less the mean over all prompts, in float64."""
+    def centred(self, site: str | int, counted: bool = True) -> Float[Tensor, "v d"]:
+        """Return the means of one site less the mean over all prompts (``counted=False``: over the numbers), in float64.
+
+        Exactly 0 where they are all the same up to rounding, as before the first block at a token that never changes.
+        """
         means = self.at(site)
-        return means - self.counts.to(torch.float64) @ means / self.n
+        weights = self.counts.to(torch.float64) / self.n if counted else torch.full_like(means[:, 0], 1 / len(means))
+        mean = weights @ means
+        centred = means - mean
+        return centred * (not is_rounding(centred.square().sum(1), mean, self.means.dtype))
 
     def kept(self, which: Bool[Tensor, " v"]) -> "NumberMeans":
         """Return the chosen numbers only, as if the prompts of the others had not been run."""
@@ -139,9 +145,7 @@ class NumberSums:
         """
         flat = by_head(acts)
         values = values.to("cpu", torch.int64)
-        rows = torch.searchsorted(self.values, values).clamp(max=len(self.values) - 1)
-        if not torch.equal(self.values[rows], values):
-            raise ValueError("The prompts hold numbers that were not announced: give NumberSums all values first.")
+        rows = self._rows(values)
         found, inverse, counts = rows.unique(return_inverse=True, return_counts=True)
         means = torch.empty(len(flat), len(found), next(iter(flat.values())).shape[1], dtype=torch.float64)
         within = torch.zeros(len(flat), len(found), dtype=torch.float64)
@@ -164,7 +168,7 @@ class NumberSums:
             self.within = torch.zeros(len(other.sites), len(self.values), dtype=torch.float64)
         if self.sites != other.sites:
             raise ValueError(f"These batches are of other sites than the first: {list(other.sites)[:3]}.")
-        rows = torch.searchsorted(self.values, other.values)
+        rows = self._rows(other.values)
         before, new = self.counts[rows].to(torch.float64), other.counts.to(torch.float64)
         share = new / (before + new)
         for i in range(len(self.sites)):
@@ -175,6 +179,12 @@ class NumberSums:
         self.counts[rows] += other.counts
         return self
 
+    def _rows(self, values: Tensor) -> Int[Tensor, " n"]:
+        rows = torch.searchsorted(self.values, values).clamp(max=len(self.values) - 1)
+        if not torch.equal(self.values[rows], values):
+            raise ValueError("The prompts hold numbers that were not announced: give NumberSums all values first.")
+        return rows
+
     def result(self) -> NumberMeans:
         """Return the means of the numbers seen so far."""
         seen = self.counts > 0
@@ -183,6 +193,13 @@ class NumberSums:
         return NumberMeans(
             self.of, self.sites, self.values[seen], self.counts[seen], self.means[:, seen], self.within[:, seen]
         )
+
+
+def is_rounding(deviations: Float[Tensor, " v"], mean: Float[Tensor, " d"], dtype: torch.dtype) -> bool:
+    """Return whether squared distances from a mean are no more than the rounding of vectors kept in ``dtype``."""
+    level = 64 * torch.finfo(torch.float64).eps if dtype == torch.float64 else 2 * torch.finfo(dtype).eps
+    spread = float(deviations.sum())
+    return spread <= level**2 * (spread + len(deviations) * float(mean.square().sum()))
 
 
 def number_means(
