@@ -18,6 +18,7 @@ from mi_ablate.clock_analysis import analyse_clock
 from mi_ablate.clock_analysis.bench import dealt, solved
 from mi_ablate.clock_analysis.evidence import CLOCK, HEURISTICS, NEITHER, NOTHING, UNDECIDED, Line, verdict_of
 from mi_ablate.clock_analysis.page import write
+from mi_ablate.clock_analysis.readout import strongest
 from mi_ablate.published import compared
 from models import tiny
 from number_parts import sums
@@ -82,6 +83,8 @@ def test_the_last_token_and_the_neurons_of_the_planted_adder(found) -> None:
     assert row["polynomial(answer)"].max() < 0.5 * row["full"].max()
     assert found.neurons.worth() == pytest.approx(1)
     assert found.neurons.worth("shuffled") < 0.1
+    assert found.neurons.worth("other periods") < 0.1
+    assert all(abs(T / asked - 1) > 0.05 for T in found.neurons.other_periods for asked in (2, 5, 10, 100))
     by_layer = {row["layer"]: row for row in found.neurons.by_layer()}
     assert by_layer[1]["median answer fraction"] < 1e-6, "what builds a + b reads a and b alone"
     assert by_layer[2]["median answer fraction"] == pytest.approx(1)
@@ -122,6 +125,16 @@ def test_every_published_number_has_its_place(found) -> None:
     }, "16 heads, and no wrong answers; all else is there"
     assert rows["accuracy on [0, 99]^2"]["here"] == 1
     assert plain["heads"]["share_of"]["16"] == pytest.approx(1)
+
+
+def test_the_strongest_periods_of_the_logits_are_the_planted_ones(planted, found) -> None:
+    problems = mi.arithmetic.problems(planted.model, template=planted.template, limit=100)
+    assert sorted(strongest(planted.model, problems, 4, 0, None)) == pytest.approx([2, 5, 10, 100])
+    assert found.readout.unasked((2, 5, 10, 100)) == []
+    assert found.readout.unasked((2, 3)) == []
+    assert found.readout.unasked((3,))[0] == pytest.approx(2)
+    with pytest.raises(ValueError, match="free=101: the logits of 200 numbers have 100 periods"):
+        strongest(planted.model, problems, 101, 0, None)
 
 
 # Models that do not add

@@ -83,6 +83,7 @@ def clock(
     template: Template = None,
     upto: Upto = None,
     periods: Annotated[list[float] | None, typer.Option(metavar="T", help="Repeatable; 2, 5, 10, 100.")] = None,
+    free: Annotated[int, typer.Option(help="So many periods instead, the strongest of the number logits.")] = 0,
     pairs: Annotated[int, typer.Option(help="Pairs of right problems.")] = 100,
     heads: Annotated[int, typer.Option(help="Heads to name, at most.")] = 20,
     norm: Annotated[
@@ -110,8 +111,8 @@ def clock(
     loaded, asked, own = problems_for(model, task, template, upto, limit, seed, bos, dtype, device, revision)
     with progress_bar(shown=not as_json) as progress:
         found = analyse_clock(
-            loaded, asked, name=model, periods=periods or own, pairs=pairs, heads=heads, norm=norm, seed=seed,
-            batch_size=batch_size, progress=progress,
+            loaded, asked, name=model, periods=periods or own, free=free, pairs=pairs, heads=heads, norm=norm,
+            seed=seed, batch_size=batch_size, progress=progress,
         )  # fmt: skip
     rows = None if published is None else compared(found.to_json(), published)
     page = write(found, out / "clock.html", command=command_line(), published=rows, source=source)

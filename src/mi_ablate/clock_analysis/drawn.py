@@ -189,7 +189,8 @@ def neuron_items(x: Neurons) -> list[Any]:
     """Return the fits by layer, and accuracy against the number of neurons kept."""
     said = (
         f"{x.count:,} of {len(x.effects.neurons):,} neurons are kept for what follows. Fitted values keep {x.worth():.2f} of "
-        f"the accuracy that true ones have, fits to shuffled problems {x.worth('shuffled'):.2f}."
+        f"the accuracy that true ones have, fits to shuffled problems {x.worth('shuffled'):.2f}, fits of as many other periods "
+        f"({', '.join(f'{T:.4g}' for T in x.other_periods)}) {x.worth('other periods'):.2f}."
     )
     ks = list(x.kept.ks)
     series: dict[str, Any] = {name: x.kept.accuracy[name].mean(1) for name in _METHODS if name in x.kept.accuracy}

@@ -151,10 +151,10 @@ def _mlps(mlps: "Mlps | None") -> Line | None:
 def _neurons(neurons: "Neurons | None") -> Line | None:
     if neurons is None:
         return None
-    value, beside = neurons.worth(), neurons.worth("shuffled")
+    value, beside = neurons.worth(), max(neurons.worth("shuffled"), neurons.worth("other periods"))
     rule = (
         f"circles of a, b and the answer keep {ENOUGH} of the accuracy that the neurons' true values have, {MARGIN} above "
-        "shuffled ones"
+        "shuffled ones and circles of other periods"
     )
     return Line(CIRCLES, value, beside, rule, _side(value, beside))
 

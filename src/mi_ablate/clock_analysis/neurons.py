@@ -5,7 +5,7 @@ are kept with which, all others at their means, the model has `KEPT` of its accu
 circles of a, b and the answer, and the kept ones' true or fitted values are written on problems that were not fitted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from mi_ablate.arithmetic.neurons import NeuronFits, neuron_fits
 from mi_ablate.clock_analysis.bench import Bench
 
 KEPT = 0.8
+SPAN, NEAR = 100, 0.05
+"""Other periods are those of so many numbers, none nearer than this share to one that was asked for."""
 IDLE = 1e-6
 """Of the largest effect: neurons below it are not fitted."""
 MOST = 5000
@@ -31,6 +33,10 @@ class Neurons:
     fits: NeuronFits
     """Of the kept ones, the largest effect first."""
     kept: KeptNeurons
+    other_periods: tuple[float, ...]
+    """As many as were asked for, drawn at random from those that were not."""
+    other: float
+    """The accuracy with fits of these periods, as many neurons kept."""
 
     @property
     def enough(self) -> int:
@@ -56,10 +62,16 @@ class Neurons:
         return found
 
     def worth(self, method: str = "fitted") -> float:
-        """Return which share of the true values' accuracy, above that of none kept, the fitted or other ones reach."""
+        """Return which share of the true values' accuracy, above that of none kept, another way's values reach.
+
+        Args:
+            method: "fitted", "shuffled", or "other periods".
+
+        """
         empty = float(self.kept.empty["accuracy"].mean())
         whole = float(self.kept.accuracy["true"][self.enough].mean()) - empty
-        return (float(self.kept.accuracy[method][self.enough].mean()) - empty) / whole if whole > 0 else float("nan")
+        here = self.other if method == "other periods" else float(self.kept.accuracy[method][self.enough].mean())
+        return (here - empty) / whole if whole > 0 else float("nan")
 
 
 def median(values: list[float]) -> float:
@@ -91,4 +103,25 @@ def neurons(bench: Bench) -> Neurons:
     kept = fitted_accuracy(
         bench.model, bench.judged, fits, ks, seed=bench.seed, progress=bench.tell("kept neurons"), **given
     )
-    return Neurons(effects, fits, kept)
+    found = Neurons(effects, fits, kept, _others(bench), float("nan"))
+    return replace(found, other=_fitted_otherwise(bench, found))
+
+
+def _others(bench: Bench) -> tuple[float, ...]:
+    """Periods of the same grid as the numbers' spectrum, none near one that was asked for."""
+    size = bench.fitted.modulus or SPAN
+    grid = [size / k for k in range(1, (size + 1) // 2)]
+    left = [T for T in grid if all(abs(T / asked - 1) > NEAR for asked in bench.periods)]
+    order = torch.randperm(len(left), generator=torch.Generator().manual_seed(bench.seed)).tolist()
+    return tuple(left[i] for i in order[: len(bench.periods)])
+
+
+def _fitted_otherwise(bench: Bench, found: Neurons) -> float:
+    """The accuracy with the kept neurons' fits of other periods."""
+    if not found.other_periods:
+        return float("nan")
+    chosen = found.fits.neurons[: found.count]
+    given: dict[str, Any] = {"batch_size": bench.batch_size}
+    fits = neuron_fits(bench.model, bench.fitted, chosen, periods=found.other_periods, seed=bench.seed, **given)
+    kept = fitted_accuracy(bench.model, bench.judged, fits, [found.count], methods=["fitted"], **given)
+    return float(kept.accuracy["fitted"].mean())

@@ -126,8 +126,8 @@ def write(
 
 def _accuracy(found: ClockAnalysis) -> Section:
     problems = found.asked.problems
-    periods = ", ".join(f"{T:.4g}" for T in found.settings["periods"])
-    said = f"The first problem: `{problems.text[0]!r}`. Periods of all helices: {periods}."
+    whence = ", the strongest of the number logits" if found.settings["free"] else ""
+    said = f"The first problem: `{problems.text[0]!r}`. Periods of all helices: {_periods(found)}{whence}."
     only = [] if found.solved else [SAYS["unsolved"]]
     return Section("Accuracy", SAYS["accuracy"], [said, found.asked.table(), *only, *found.warnings])
 
@@ -176,7 +176,19 @@ def summary(found: ClockAnalysis) -> list[str]:
             by.setdefault(label, []).append(name.removeprefix("MLP "))
         listed = "; ".join(f"{label} {', '.join(sorted(names, key=int))}" for label, names in by.items())
         said.append(f"MLPs, by layer: {listed or 'none has an effect'}.")
-    return [*said, f"{evidence.text} The rules stand at the end of the page."]
+    said.append(f"{evidence.text} The rules stand at the end of the page.")
+    unasked = [] if found.readout is None else found.readout.unasked(found.settings["periods"])
+    if unasked:
+        listed = ", ".join(f"{T:.4g}" for T in unasked[:4])
+        said.append(
+            f"All of this is about helices of periods {_periods(found)}. The logits have most power at {listed}, which was not "
+            "asked for: `--free 6` takes the six strongest periods of the logits."
+        )
+    return said
+
+
+def _periods(found: ClockAnalysis) -> str:
+    return ", ".join(f"{T:.4g}" for T in found.settings["periods"])
 
 
 def print_summary(found: ClockAnalysis) -> None:

@@ -125,6 +125,8 @@ def _neurons(x: Neurons | None) -> dict[str, Any] | None:
         "accuracy": x.kept.table(),
         "fitted_share": x.worth(),
         "shuffled_share": x.worth("shuffled"),
+        "other_periods": list(x.other_periods),
+        "other_periods_share": x.worth("other periods"),
         "fits": x.fits.table()[: x.count],
     }
 

@@ -1,6 +1,6 @@
 """What comes out: the periods of the number logits and of what neurons add to them, wrong answers, and addition on a line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,10 @@ WHOLE = 100
 """Numbers are taken up to a multiple of this where there are tokens for them: then 2, 5, 10 and 100 are bins."""
 
 
+NEAR = 0.02
+"""Periods that differ by less than this share of each other are taken for one."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Readout:
     """Logits and errors, of right and wrong problems alike."""
@@ -31,6 +35,16 @@ class Readout:
     """Chi² of errors up and down; None of fewer than ten."""
     line: LineAddition | None
     """Addition on a line through the states that leave layer 0 at the token of a."""
+
+    def unasked(self, periods: Sequence[int | float]) -> list[float]:
+        """Return the periods, strongest first, that hold more power than any that was asked for, and twice their control."""
+        found: list[float] = []
+        for row in self.logits.table():
+            if any(abs(row["period"] / T - 1) < NEAR for T in periods):
+                break
+            if row["power"] > 2 * row["shuffled power"]:
+                found.append(row["period"])
+        return found
 
 
 def readout(
@@ -77,6 +91,18 @@ def numbers_of(problems: Problems) -> range:
     if problems.numerals.contiguous + 1 < rounded:
         rounded -= WHOLE
     return range(rounded or most)
+
+
+def strongest(
+    model: HookedModel, problems: Problems, count: int, seed: int, batch_size: int | None
+) -> tuple[float, ...]:
+    """Return the periods of most power in the number logits, over a sample of the problems: where to look in a model."""
+    order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed))
+    some, numbers = problems[order[:FITTED]], numbers_of(problems)
+    found = logit_spectrum(model, some, numbers, periods=(), seed=seed, batch_size=batch_size)
+    if not 0 < count <= len(found.periods):
+        raise ValueError(f"free={count}: the logits of {len(numbers)} numbers have {len(found.periods)} periods.")
+    return tuple(row["period"] for row in found.table()[:count])
 
 
 def _line(model: HookedModel, problems: Problems, batch_size: int | None) -> LineAddition:

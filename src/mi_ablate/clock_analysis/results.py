@@ -27,7 +27,7 @@ from mi_ablate.clock_analysis.circuit import Heads, Mlps
 from mi_ablate.clock_analysis.evidence import Evidence, weighed
 from mi_ablate.clock_analysis.last_token import LastToken, last_token, without_effects
 from mi_ablate.clock_analysis.neurons import Neurons, neurons
-from mi_ablate.clock_analysis.readout import Readout, readout
+from mi_ablate.clock_analysis.readout import Readout, readout, strongest
 from mi_ablate.clock_analysis.rival import Rival, rival
 
 
@@ -71,6 +71,7 @@ def analyse_clock(
     *,
     name: str = "model",
     periods: Sequence[int | float] | None = None,
+    free: int = 0,
     pairs: int = 100,
     heads: int = 20,
     norm: str = "live",
@@ -85,6 +86,7 @@ def analyse_clock(
         problems: from `arithmetic.problems` or `arithmetic.problems_of`.
         name: of the model, for the page.
         periods: of the helices; 2, 5, 10 and 100 where None.
+        free: so many instead, those of most power in the number logits; 0 for the given ones.
         pairs: of clean and corrupted problems, both solved.
         heads: named, at most.
         norm: of direct effects, "live" or "frozen".
@@ -98,18 +100,16 @@ def analyse_clock(
     """
     start = time.perf_counter()
     _check(problems, pairs, heads, norm)
-    chosen = tuple(int(T) if float(T).is_integer() else float(T) for T in periods or PERIODS)
+    asked_for = strongest(model, problems, free, seed, batch_size) if free else periods or PERIODS
+    chosen = tuple(int(T) if float(T).is_integer() else float(T) for T in asked_for)
     tries = Tries()
     with python_warnings.catch_warnings(record=True) as said:
         python_warnings.simplefilter("always", UserWarning)
         asked = arithmetic.asked(model, problems, batch_size=batch_size, progress=partial(progress, "answers"))
-        given: dict[str, Any] = {"norm": norm, "seed": seed, "batch_size": batch_size, "progress": progress}
+        given: dict[str, Any] = {"periods": chosen, "norm": norm, "seed": seed, "batch_size": batch_size}
         parts = tries("effects on the answer", lambda: dealt(asked, pairs, seed)) if solved(asked) else None
-        bench = None if parts is None else Bench(model=model, periods=chosen, **parts, **given)
-        if bench is None:
-            found = _representation(model, asked, chosen, batch_size, seed, tries)
-        else:
-            found = _measured(bench, heads, tries)
+        bench = None if parts is None else Bench(model=model, progress=progress, **parts, **given)
+        found = _measured(bench, heads, tries) if bench is not None else _representation(asked, model, given, tries)
         reads = partial(progress, "readout")
         found["readout"] = readout(model, asked, found["neurons"], chosen, seed, batch_size, reads, tries)
     used = {"pairs": 0, "apart": None} if bench is None else {"pairs": len(bench.pairs), "apart": bench.apart}
@@ -121,7 +121,7 @@ def analyse_clock(
         evidence=weighed(asked, **found),
         warnings=list(dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UserWarning))),
         reasons=tries.reasons,
-        settings={"periods": list(chosen), "heads": heads, "norm": norm, "seed": seed, **used},
+        settings={"periods": list(chosen), "free": free, "heads": heads, "norm": norm, "seed": seed, **used},
         seconds=time.perf_counter() - start,
     )
 
@@ -153,15 +153,9 @@ def _measured(bench: Bench, count: int, tries: Tries) -> dict[str, Any]:
     return {**parts, "neurons": by_neuron, "rival": other}
 
 
-def _representation(
-    model: HookedModel,
-    asked: Asked,
-    periods: tuple[int | float, ...],
-    batch_size: int | None,
-    seed: int,
-    tries: Tries,
-) -> dict[str, Any]:
+def _representation(asked: Asked, model: HookedModel, given: dict[str, Any], tries: Tries) -> dict[str, Any]:
     """What can be said of a model that does not calculate."""
-    some = asked.problems[torch.randperm(len(asked.correct), generator=torch.Generator().manual_seed(seed))[:FITTED]]
-    last = tries("last token", lambda: without_effects(model, some, periods, batch_size, seed))
+    order = torch.randperm(len(asked.correct), generator=torch.Generator().manual_seed(given["seed"]))
+    options = {name: given[name] for name in ("periods", "batch_size", "seed")}
+    last = tries("last token", lambda: without_effects(model, asked.problems[order[:FITTED]], **options))
     return {"last": last, "layers": {}, **dict.fromkeys(("heads", "mlps", "paths", "neurons", "rival"))}
