@@ -17,6 +17,7 @@ from mi_ablate.arithmetic.filtering import (
 )
 from mi_ablate.arithmetic.single_tokens import Numerals
 from mi_ablate.arithmetic.toy_problems import problems_of
+from mi_ablate.controls import covariance
 from models import logits_with, tiny
 from number_parts import draw, sums
 
@@ -146,6 +147,8 @@ def test_zhous_table_on_a_model() -> None:
     assert rows["high", "both"]["rank"] == 84
     assert rows["high", "both"]["accuracy"] < 0.05
     assert rows["high", "both"]["accuracy random"]["mean"] > rows["high", "both"]["accuracy"] + 0.1
+    assert rows["high", "both"]["variance covariance"] > rows["high", "both"]["variance random"] + 0.1
+    assert rows["high", "both"]["accuracy covariance"]["mean"] < rows["high", "both"]["accuracy random"]["mean"]
     assert rows[42, "both"]["period"] == 113 / 42
     assert rows[42, "both"]["loss"] > 1
     assert 0 < rows[42, "both"]["kept_share"] < 1
@@ -155,6 +158,15 @@ def test_zhous_table_on_a_model() -> None:
 def test_the_table_equals_bare_hooks() -> None:
     model, problems = tiny(), sums()
     found = filter_effects(model, problems, keep=("high",), parts=("attn",), tau=3, draws=1, layers=1)
+    site = "blocks.1.hook_attn_out"
+    acts = collect(model, problems.tokens, site)[site]
+    row, variance = found.table()[1], (acts - acts.mean(0)).square().sum()
+    basis = logit_filter(model, problems.numerals, "high", 3).basis
+    assert row["variance"] == pytest.approx(float(((acts - acts.mean(0)) @ basis).square().sum() / variance))
+    drawn = covariance(acts)(Ablate(Subspace(basis)).at(site, pos=-1), 0)
+    right = (logits_with(model, problems.tokens, drawn)[:, -1].argmax(-1) == problems.answers).double()
+    assert torch.equal(found.controls["covariance"]["high", "attn"]["accuracy"][0], right)
+    assert "covariance" not in filter_effects(model, problems, tau=3, draws=1, controls=("random",)).table()[1]
     subspace = logit_filter(model, problems.numerals, "high", 3)
     logits = logits_with(model, problems.tokens, Ablate(subspace).at("blocks.1.hook_attn_out", pos=-1))[:, -1]
     loss = torch.nn.functional.cross_entropy(logits, problems.answers, reduction="none")

@@ -13,9 +13,10 @@ modular problems the period is the modulus.
 The basis as printed is singular and not orthonormal: of an odd p the sine of k = (p - 1) / 2 is zero, and the numbers 0 and
 p - 1 have the same row. Here frequencies are counted by k (the paper's A.6 counts rows), the dead sine is no row, and
 the constant is never one. A row of R costs a dimension of the stream, whatever the model writes there: with τ = 50 "low"
-removes 421 directions of GPT-2's 768. So as many random directions, removed at the same places, stand beside every
-filter. Where R has as many rows as the stream has dimensions, nothing would be left: an error. The filter is of the
-linear readout alone; the final norm, and all that reads the component later, see the loss of the directions too.
+removes 421 directions of GPT-2's 768. So as many directions drawn from the covariance of what each component writes, and as
+many random ones (a sanity check only), removed at the same places, stand beside every filter, each with the share of the
+variance that it removes. Where R has as many rows as the stream has dimensions, nothing would be left: an error. The filter
+is of the linear readout alone; the final norm, and all that reads the component later, see the loss of the directions too.
 
 It is not selective by itself: the rows of different frequencies are not orthogonal in the stream, and a row that W_U
 hardly has costs a whole direction. Of the shipped mod 113 model, which adds with the frequencies 1, 8 and 21, the filter
@@ -38,12 +39,15 @@ from mi_ablate._types import FwdHooks, HookedModel
 from mi_ablate.arithmetic._scored import mean_interval, right, scored
 from mi_ablate.arithmetic.prompting import Problems
 from mi_ablate.arithmetic.single_tokens import Numerals
+from mi_ablate.controls import from_moments, isotropic
 from mi_ablate.interventions import Ablate
 from mi_ablate.metrics import cross_entropy
 from mi_ablate.model import sites
+from mi_ablate.moments import site_moments, variance_removed
 from mi_ablate.replay import replay
 from mi_ablate.subspace import Subspace
 
+CONTROLS = ("covariance", "random")
 PARTS = {"attn": ("attn_out",), "mlp": ("mlp_out",), "both": ("attn_out", "mlp_out")}
 _RANK = 1e-9
 
@@ -164,39 +168,47 @@ class FilterEffects:
     """"loss" and "accuracy" of the whole model."""
     filtered: dict[tuple[str | int, str], dict[str, Float[Tensor, " n"]]]
     """The same by (what is kept, where)."""
-    random: dict[tuple[str | int, str], dict[str, Float[Tensor, "draws n"]]]
-    """The same with random subspaces of the filter's rank removed at the same places."""
+    controls: dict[str, dict[tuple[str | int, str], dict[str, Float[Tensor, "draws n"]]]]
+    """The same with subspaces of the filter's rank removed at the same places: "covariance" (drawn from that of what is
+    written there) and "random"."""
+    variance: dict[str, dict[tuple[str | int, str], float]]
+    """The share of the variance at these places that is removed, by the "filter" and by each control."""
     subspaces: dict[str | int, Subspace]
     pos: Pos
     numbers: int
     period: int
 
     def table(self) -> list[dict[str, Any]]:
-        """Return Zhou's Table 1: the whole model, then a row a filter and place with 95 % intervals and the control."""
+        """Return Zhou's Table 1: the whole model, then a row a filter and place with 95 % intervals and the controls."""
         rows: list[dict[str, Any]] = [{"kept": "all", "at": "", "rank": 0}]
-        rows[0] |= {name: float(values.mean()) for name, values in self.clean.items()}
+        for name, values in self.clean.items():
+            rows[0] |= dict(zip((name, f"{name} low", f"{name} high"), (float(values.mean()), *mean_interval(values))))
         for (keep, at), found in self.filtered.items():
             row: dict[str, Any] = {"kept": keep, "at": at, "rank": self.subspaces[keep].rank}
             row["kept_share"] = self.subspaces[keep].source["kept_share"]
             if isinstance(keep, int):
                 row["period"] = self.period / keep
+            row["variance"] = self.variance["filter"][keep, at]
+            row |= {f"variance {kind}": found[keep, at] for kind, found in self.variance.items() if kind != "filter"}
             for name, values in found.items():
-                drawn = self.random[keep, at][name].mean(1)
                 row[name] = float(values.mean())
                 row[f"{name} low"], row[f"{name} high"] = mean_interval(values)
-                row[f"{name} random"] = {
-                    "mean": float(drawn.mean()),
-                    "low": float(drawn.min()),
-                    "high": float(drawn.max()),
-                }
+                for kind, control in self.controls.items():
+                    drawn = control[keep, at][name].mean(1)
+                    row[f"{name} {kind}"] = {
+                        "mean": float(drawn.mean()),
+                        "low": float(drawn.min()),
+                        "high": float(drawn.max()),
+                    }
             rows.append(row)
         return rows
 
     def __repr__(self) -> str:
         n, clean = len(self.clean["accuracy"]), float(self.clean["accuracy"].mean())
         text = ", ".join(
-            f"{keep} at {at} {float(found['accuracy'].mean()):.3f} "
-            f"(random {float(self.random[keep, at]['accuracy'].mean()):.3f})"
+            f"{keep} at {at} {float(found['accuracy'].mean()):.3f} ("
+            + ", ".join(f"{kind} {float(x[keep, at]['accuracy'].mean()):.3f}" for kind, x in self.controls.items())
+            + ")"
             for (keep, at), found in self.filtered.items()
         )
         return f"FilterEffects({self.numbers} numbers, n {n}: accuracy {clean:.3f}; keeping {text})"
@@ -211,6 +223,7 @@ def filter_effects(
     tau: int = 50,
     layers: int | Iterable[int] | None = None,
     pos: Pos = -1,
+    controls: Sequence[str] = CONTROLS,
     draws: int = 3,
     batch_size: int | None = None,
 ) -> FilterEffects:
@@ -224,17 +237,19 @@ def filter_effects(
         tau: where low and high part.
         layers: the blocks; None for all.
         pos: positions filtered: the last one, where the logits of the answer are made; None for all.
-        draws: of each random control.
+        controls: "covariance" (a matrix [d, d] for each component in memory) and "random"; or one of them.
+        draws: of each control.
         batch_size: prompts a pass.
 
     Raises:
         ValueError: an unknown part, a filter that leaves nothing.
 
     """
-    wrong = [part for part in parts if part not in PARTS]
+    wrong = [part for part in parts if part not in PARTS] + [kind for kind in controls if kind not in CONTROLS]
     if wrong or not parts or not keep or draws < 1:
         raise ValueError(
-            f"parts={list(parts)}, keep={list(keep)}: some of {', '.join(PARTS)}, one filter or more, draws >= 1."
+            f"parts={list(parts)}, keep={list(keep)}, controls={list(controls)}: some of {', '.join(PARTS)}, one filter or "
+            f"more, some of {', '.join(CONTROLS)}, draws >= 1."
         )
     blocks = None if layers is None else [layers] if isinstance(layers, int) else list(layers)
     numbers = problems.numerals.contiguous + 1
@@ -242,19 +257,25 @@ def filter_effects(
     subspaces = {kind: logit_filter(model, problems.numerals, kind, tau, period) for kind in keep}
     measures = {"loss": cross_entropy(problems.answers), "accuracy": right(problems)}
     clean: dict[str, Tensor] = {}
-    filtered, random = {}, {}
+    filtered: dict[tuple[str | int, str], dict[str, Tensor]] = {}
+    removed: dict[str, dict[tuple[str | int, str], float]] = {"filter": {}, **{kind: {} for kind in controls}}
+    drawn: dict[str, Any] = {kind: {} for kind in controls}
     for part in parts:
         names = [name for short in PARTS[part] for name in sites(model, short, blocks)]
-        runs = replay(
-            model, problems.tokens, _removed(subspaces[keep[0]], names, pos), measures["loss"], batch_size=batch_size
-        )
+        first = _removed(subspaces[keep[0]], names, pos)
+        runs = replay(model, problems.tokens, first, measures["loss"], batch_size=batch_size)
         clean = clean or scored(runs, [], measures)
+        moments = site_moments(model, problems.tokens, first, None, batch_size, runs.acts)
+        known = {"covariance": from_moments("covariance", moments), "random": isotropic(subspaces[keep[0]].d)}
         for kind, subspace in subspaces.items():
-            filtered[kind, part] = scored(runs, _removed(subspace, names, pos), measures)
-            others = [Subspace.random(subspace.d, subspace.rank, seed) for seed in range(draws)]
-            drawn = [scored(runs, _removed(other, names, pos), measures) for other in others]
-            random[kind, part] = {name: torch.stack([one[name] for one in drawn]) for name in measures}
-    return FilterEffects(clean, filtered, random, subspaces, pos, numbers, period)
+            hooks, at = _removed(subspace, names, pos), (kind, part)
+            filtered[at], removed["filter"][at] = scored(runs, hooks, measures), variance_removed(hooks, moments)
+            for name in controls:
+                others = [known[name](hooks, seed) for seed in range(draws)]
+                each = [scored(runs, other, measures) for other in others]
+                drawn[name][at] = {measure: torch.stack([one[measure] for one in each]) for measure in measures}
+                removed[name][at] = sum(variance_removed(other, moments) for other in others) / draws
+    return FilterEffects(clean, filtered, drawn, removed, subspaces, pos, numbers, period)
 
 
 def _removed(subspace: Subspace, names: list[str], pos: Pos) -> FwdHooks:
