@@ -13,6 +13,7 @@ from mi_ablate.arithmetic import Swaps
 from mi_ablate.arithmetic.components import EFFECTS, ComponentEffects, mean_intervals
 from mi_ablate.arithmetic.paths import PathEffects
 from mi_ablate.clock_analysis.circuit import LEAST, Heads, Mlps, numbered
+from mi_ablate.clock_analysis.evidence import Evidence
 from mi_ablate.clock_analysis.last_token import CONTROLS, LastToken
 from mi_ablate.clock_analysis.neurons import Neurons
 from mi_ablate.clock_analysis.readout import Readout
@@ -247,6 +248,17 @@ def readout_items(x: Readout) -> list[Any]:
     if x.line is not None:
         items += ["Numbers read off a line through the states at a, added, and rounded:", x.line.table()]
     return items
+
+
+def evidence_items(x: Evidence) -> list[Any]:
+    """Return the paragraph, the lines and the rules, which are too long for a column."""
+    rows = [{k: v for k, v in line.row().items() if k != "rule"} for line in x.lines]
+    return [x.text, rows, *(f"{line.what[:1].upper()}{line.what[1:]}: {line.rule}." for line in x.lines)]
+
+
+def spoken(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with lists written out."""
+    return [{k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
 
 
 def _marks(periods: Sequence[float]) -> list[float]:

@@ -50,7 +50,7 @@ class Line:
 
     def row(self) -> dict[str, Any]:
         """Return it as a row of the table."""
-        return {"what": self.what, "value": self.value, "beside": self.beside, "rule": self.rule, "for": self.speaks}
+        return {"what": self.what, "value": self.value, "beside": self.beside, "for": self.speaks, "rule": self.rule}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ The basis helix(a,b) keeps its constant. Beside the fits stand as many principal
 many columns as its helix, a fit to shuffled problems, and the clean vector itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,18 +15,18 @@ from torch import Tensor
 
 from mi_ablate import arithmetic
 from mi_ablate._types import HookedModel
-from mi_ablate.arithmetic import Problems, Swaps, Written, pair_design
+from mi_ablate.arithmetic import Problems, Swaps, Written
 from mi_ablate.arithmetic.last_token import BASES, PairFits, pair_fits
 from mi_ablate.clock_analysis.bench import Bench
 from mi_ablate.design import Design, polynomial
 from mi_ablate.model import collect
-from mi_ablate.regression import Fit, fit
+from mi_ablate.regression import fit
 from mi_ablate.subspace import Subspace
 
 SAMPLE = 512
 """Problems whose last residual streams are held, for principal components, polynomial and shuffled fits."""
 FULL, POLYNOMIAL, SHUFFLED = "full", "polynomial(answer)", "shuffled"
-CONTROLS = (POLYNOMIAL, SHUFFLED)
+CONTROLS = (POLYNOMIAL, SHUFFLED, "random")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,73 +52,55 @@ def helix_of(basis: str) -> str:
     return f"helix({basis})"
 
 
-def represented(
-    model: HookedModel,
-    problems: Problems,
-    periods: Sequence[int | float],
-    batch_size: int | None,
-    seed: int,
-) -> tuple[PairFits, dict[str, Float[Tensor, "n d"]], dict[str, Fit]]:
-    """Return the fits at all layers, the activations of a sample, and fits of that sample to shuffled problems."""
-    sites = [f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers)]
-    fits = pair_fits(model, problems, sites, BASES, periods, batch_size=batch_size)
-    some = problems[:SAMPLE]
-    acts = collect(model, some.tokens, sites, batch_size=batch_size)
-    order = torch.randperm(len(some), generator=torch.Generator().manual_seed(seed))
-    mixed = pair_design({name: x.cpu()[order] for name, x in some.inputs.items()}, BASES[-1], periods)
-    return fits, acts, {site: fit(x.cpu(), mixed) for site, x in acts.items()}
-
-
 def without_effects(
     model: HookedModel, problems: Problems, periods: Sequence[int | float], batch_size: int | None, seed: int
 ) -> LastToken:
-    """Return the fits alone."""
-    fits, _, shuffled = represented(model, problems, periods, batch_size, seed)
-    return LastToken(fits, _r2(shuffled, fits.sites), None)
+    """Return the fits alone, of a model whose answers cannot be asked."""
+    written = arithmetic.pair_reconstructions(
+        model, problems, sites_of(model), BASES[-1:], periods, rows=SAMPLE, seed=seed, batch_size=batch_size
+    )
+    fits = pair_fits(model, problems, sites_of(model), BASES, periods, batch_size=batch_size)
+    return LastToken(fits, _shuffled(written, fits.sites), None)
 
 
 def last_token(bench: Bench) -> LastToken:
     """Return fits and what writing them at the last token does."""
-    periods, some = bench.periods, bench.fitted[:SAMPLE]
-    fits, acts, shuffled = represented(bench.model, bench.fitted, periods, bench.batch_size, bench.seed)
-    answers = torch.cat([x.inputs["answer"].cpu() for x in (bench.fitted, bench.pairs.clean)])
-    domain, degree = (int(answers.min()), int(answers.max())), 2 * len(periods) + 1
+    model, periods = bench.model, bench.periods
+    given: dict[str, Any] = {"batch_size": bench.batch_size}
+    sites = sites_of(model)
+    fits = pair_fits(model, bench.fitted, sites, BASES, periods, **given)
+    made = arithmetic.pair_reconstructions(
+        model, bench.fitted, sites, BASES, periods, rows=SAMPLE, seed=bench.seed, **given
+    )
+    rank = fits.ranks[BASES.index("answer")]
+    made[f"pca {rank}"] = replace(made["pca"], name=f"pca {rank}", subspaces=_first(made["pca"].subspaces, rank))
+    made |= _polynomial(bench, sites)
+    swaps = arithmetic.swap(model, bench.pairs, made, sites, at="answer", progress=bench.tell("last token"), **given)
+    return LastToken(fits, _shuffled(made, fits.sites), swaps)
+
+
+def sites_of(model: HookedModel) -> list[str]:
+    """Return the residual stream behind every layer."""
+    return [f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers)]
+
+
+def _polynomial(bench: Bench, sites: Sequence[str]) -> dict[str, Written]:
+    """Powers of the answer, as many as its helix has columns."""
+    some = bench.fitted[:SAMPLE]
+    answers = torch.cat([x.inputs["answer"].cpu() for x in (some, bench.pairs.clean)])
+    domain, degree = (int(answers.min()), int(answers.max())), 2 * len(bench.periods) + 1
 
     def powers(inputs: Mapping[str, Tensor]) -> Design:
         return polynomial(inputs["answer"].cpu(), degree, domain, "answer")
 
-    smooth = {site: fit(x.cpu(), powers(some.inputs)) for site, x in acts.items()}
-    written: dict[str, Written] = {FULL: Written(FULL, means={site: x.mean(0) for site, x in acts.items()})}
-    for basis in BASES:
-        by_site = {site: fits.fit(site, basis) for site in fits.sites}
-        written |= arithmetic.written_by_fits(by_site, _design(basis, periods), helix_of(basis))
-    for basis, rank in zip(BASES, fits.ranks):
-        if basis != "a,b":
-            written[f"pca {rank}"] = _leading(f"pca {rank}", acts, rank)
-    written |= arithmetic.written_by_fits(smooth, powers, POLYNOMIAL)
-    written |= arithmetic.written_by_fits(shuffled, _design(BASES[-1], periods), SHUFFLED)
-    swaps = arithmetic.swap(
-        bench.model, bench.pairs, written, fits.sites, at="answer", batch_size=bench.batch_size,
-        progress=bench.tell("last token"),
-    )  # fmt: skip
-    return LastToken(fits, _r2(shuffled, fits.sites), swaps)
+    acts = collect(bench.model, some.tokens, sites, batch_size=bench.batch_size)
+    fits = {site: fit(x.cpu(), powers(some.inputs)) for site, x in acts.items()}
+    return arithmetic.written_by_fits(fits, powers, POLYNOMIAL)
 
 
-def _design(basis: str, periods: Sequence[int | float]) -> Callable[[Mapping[str, Tensor]], Design]:
-    return lambda inputs: pair_design(inputs, basis, periods)
+def _first(spaces: Mapping[str, Subspace], rank: int) -> dict[str, Subspace]:
+    return {site: space[:rank] for site, space in spaces.items()}
 
 
-def _r2(fits: Mapping[str, Fit], sites: Sequence[str]) -> Float[Tensor, " sites"]:
-    return torch.tensor([fits[site].r2 for site in sites], dtype=torch.float64)
-
-
-def _leading(name: str, acts: Mapping[str, Float[Tensor, "n d"]], rank: int) -> Written:
-    """The projection on the leading principal components of each site."""
-    spaces, means = {}, {}
-    for site, x in acts.items():
-        x = x.detach().to("cpu", torch.float64)
-        means[site] = x.mean(0)
-        _, s, vh = torch.linalg.svd(x - means[site], full_matrices=False)
-        kept = min(rank, int((s > 1e-10 * s[0]).sum()))
-        spaces[site] = Subspace(vh[:kept].T.contiguous(), name, {"method": name, "site": site})
-    return Written(name, subspaces=spaces, means=means)
+def _shuffled(written: Mapping[str, Written], sites: Sequence[str]) -> Float[Tensor, " sites"]:
+    return torch.tensor([written[SHUFFLED].fits[site].r2 for site in sites], dtype=torch.float64)

@@ -26,9 +26,10 @@ SAYS = {
     "last": (
         "Helices of the operands, of the answer and of all three are fitted to the residual stream behind each layer at "
         "the last token, and what they say for the clean problem is written over the corrupted run's. Full is the clean "
-        "vector itself, pca so many principal components of it: the most that a subspace of that size can carry. With "
-        "this many columns R² is high for any smooth function; a polynomial of the answer with as many columns as its "
-        "helix is the fair rival, and the shuffled fit the floor. {apart}"
+        "vector itself; pca is its projection on as many components as the widest basis has columns, or on so many as "
+        "the label says. With this many columns R² is high for any smooth function; a polynomial of the answer with as many "
+        "columns as its helix is the fair rival, the shuffled fit the floor, and random a subspace drawn from the "
+        "covariance. {apart}"
     ),
     "layers": (
         "Each layer's attention or MLP output at the last token is taken from the clean run. Total: everything behind "
@@ -111,12 +112,14 @@ def write(
     if found.rival is not None:
         sections.append(Section("The rival: a bag of heuristics", SAYS["rival"], drawn.rival_items(found.rival)))
     if found.evidence.lines:
-        sections.append(Section("Clock or heuristics", SAYS["verdict"], [found.evidence.text, found.evidence]))
+        sections.append(Section("Clock or heuristics", SAYS["verdict"], drawn.evidence_items(found.evidence)))
     if found.reasons:
         rows = [{"what": what, "why": why} for what, why in found.reasons.items()]
         sections.append(Section("Left out", "What could not be measured here, and why.", [rows]))
     if published is not None:
-        sections.append(Section("Published numbers", SAYS["published"].format(source=source), [published]))
+        sections.append(
+            Section("Published numbers", SAYS["published"].format(source=source), [drawn.spoken(published)])
+        )
     versions = {name: importlib.metadata.version(name) for name in ("transformer-lens", "torch")}
     footer = {"command": command, "model": found.model, **versions, "seconds": f"{found.seconds:.0f}"}
     return page(
