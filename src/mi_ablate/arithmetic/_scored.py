@@ -1,4 +1,4 @@
-"""Several metrics of one run: the logits of each batch are read once."""
+"""Several metrics of one run (the logits of each batch are read once), and intervals of means."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mi_ablate._shares import percentiles, resampled_means
 from mi_ablate._types import FwdHooks
 from mi_ablate.arithmetic.prompting import Problems
 from mi_ablate.metrics import PositionMetric
@@ -58,3 +59,11 @@ def mean_interval(values: Float[Tensor, " n"]) -> tuple[float, float]:
     from mi_ablate.effects import interval
 
     return interval(values.tolist()) if len(values) > 1 else (float("nan"), float("nan"))
+
+
+def mean_intervals(values: Float[Tensor, "c n"], level: int | float = 0.95, seed: int = 0) -> Float[Tensor, "2 c"]:
+    """Return percentile bootstrap intervals of means over the pairs, the same resamples for all rows; NaN of one pair."""
+    if values.shape[1] < 2:
+        return torch.full((2, len(values)), float("nan"), dtype=torch.float64)
+    found = [resampled_means(part, torch.Generator().manual_seed(seed)) for part in values.split(512)]
+    return torch.quantile(torch.cat(found, dim=1), percentiles(level), dim=0)

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mi_ablate._shares import percentiles, resampled_means
 from mi_ablate._types import HookedModel
 from mi_ablate._walks import another_row
+from mi_ablate.arithmetic._scored import mean_intervals
 from mi_ablate.arithmetic.direct import direct_effects, readout
 from mi_ablate.arithmetic.pairing import Pairs
 from mi_ablate.arithmetic.parts import Component, PairRuns, What, check_writes, pair_runs
@@ -210,11 +210,3 @@ def check_written(runs: PairRuns, written: Mapping[str, Tensor] | None) -> None:
             raise KeyError(f"written has no vectors for {name}; it has {list(written)[:3]}.")  # type: ignore[arg-type]
         if written[name].shape != x.shape:  # type: ignore[index]
             raise ValueError(f"written[{name!r}] has shape {list(written[name].shape)}; {list(x.shape)} is needed.")  # type: ignore[index]
-
-
-def mean_intervals(values: Float[Tensor, "c n"], level: int | float = 0.95, seed: int = 0) -> Float[Tensor, "2 c"]:
-    """Return percentile bootstrap intervals of means over the pairs, the same resamples for all rows; NaN of one pair."""
-    if values.shape[1] < 2:
-        return torch.full((2, len(values)), float("nan"), dtype=torch.float64)
-    found = [resampled_means(part, torch.Generator().manual_seed(seed)) for part in values.split(512)]
-    return torch.quantile(torch.cat(found, dim=1), percentiles(level), dim=0)

@@ -245,12 +245,7 @@ def filter_effects(
         ValueError: an unknown part, a filter that leaves nothing.
 
     """
-    wrong = [part for part in parts if part not in PARTS] + [kind for kind in controls if kind not in CONTROLS]
-    if wrong or not parts or not keep or draws < 1:
-        raise ValueError(
-            f"parts={list(parts)}, keep={list(keep)}, controls={list(controls)}: some of {', '.join(PARTS)}, one filter or "
-            f"more, some of {', '.join(CONTROLS)}, draws >= 1."
-        )
+    _check(parts, keep, controls, draws)
     blocks = None if layers is None else [layers] if isinstance(layers, int) else list(layers)
     numbers = problems.numerals.contiguous + 1
     period = problems.modulus or numbers - 1
@@ -272,10 +267,22 @@ def filter_effects(
             filtered[at], removed["filter"][at] = scored(runs, hooks, measures), variance_removed(hooks, moments)
             for name in controls:
                 others = [known[name](hooks, seed) for seed in range(draws)]
-                each = [scored(runs, other, measures) for other in others]
-                drawn[name][at] = {measure: torch.stack([one[measure] for one in each]) for measure in measures}
+                drawn[name][at] = _stacked([scored(runs, other, measures) for other in others])
                 removed[name][at] = sum(variance_removed(other, moments) for other in others) / draws
     return FilterEffects(clean, filtered, drawn, removed, subspaces, pos, numbers, period)
+
+
+def _check(parts: Sequence[str], keep: Sequence[str | int], controls: Sequence[str], draws: int) -> None:
+    wrong = [part for part in parts if part not in PARTS] + [kind for kind in controls if kind not in CONTROLS]
+    if wrong or not parts or not keep or draws < 1:
+        raise ValueError(
+            f"parts={list(parts)}, keep={list(keep)}, controls={list(controls)}: some of {', '.join(PARTS)}, one filter or "
+            f"more, some of {', '.join(CONTROLS)}, draws >= 1."
+        )
+
+
+def _stacked(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([one[name] for one in draws]) for name in draws[0]}
 
 
 def _removed(subspace: Subspace, names: list[str], pos: Pos) -> FwdHooks:

@@ -138,13 +138,11 @@ def heuristics_of(
         rules: `heuristic_rules` of the inputs by default.
         neurons: what the columns are; (0, column) by default.
         threshold: the overlap from which a rule is matched.
-        seed: of the shuffled prompts, and of the order of equal contributions (zeros of a ReLU): the order of the prompts is
-            a range of a. A neuron that contributes the same to all prompts matches nothing.
+        seed: of the shuffled prompts, and of the order of equal contributions (zeros of a ReLU; the prompts' own is by a).
         progress: called with (neurons done, neurons in all).
 
     Raises:
-        ValueError: rules for another number of prompts, a threshold outside (0, 1], contributions that are NaN, neurons
-            that are not the columns.
+        ValueError: rules for other prompts, a threshold outside (0, 1], contributions that are NaN, neurons for other columns.
 
     """
     n, m = contributions.shape

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mi_ablate._attach import Reader
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate.arithmetic.components import mean_intervals
+from mi_ablate.arithmetic._scored import mean_intervals
 from mi_ablate.arithmetic.pairing import Pairs
 from mi_ablate.arithmetic.parts import Component, PairRuns, What, components_of, pair_runs
 from mi_ablate.effects import name_of

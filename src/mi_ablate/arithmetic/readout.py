@@ -26,8 +26,7 @@ from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic._final_norm import final_norm
 from mi_ablate.arithmetic._neuron_sites import neurons_of, places, written
 from mi_ablate.arithmetic._periods import line_removed, off_bin, power_of
-from mi_ablate.arithmetic._scored import mean_interval
-from mi_ablate.arithmetic.components import mean_intervals
+from mi_ablate.arithmetic._scored import mean_interval, mean_intervals
 from mi_ablate.arithmetic.neurons import PERIODS
 from mi_ablate.arithmetic.prompting import Problems
 from mi_ablate.model import collect, last_residual, run, split, stream
