@@ -154,6 +154,9 @@ def test_pair_fits_that_cannot_be() -> None:
     asked.inputs["a"] = torch.arange(5)
     with pytest.raises(ValueError, match="5 prompts for columns of rank 4 and a constant"):
         pair_fits(model, asked)
+    for given in ({"of": "c"}, {"bases": ()}, {"pca_rows": 0}):
+        with pytest.raises(ValueError, match="at least one basis and at least two rows are needed"):
+            pair_fits(model, problems_of_tiny(), "resid_post", **given)
     fits = pair_fits(model, problems_of_tiny(), "resid_post", ("a",), (4,))
     with pytest.raises(KeyError, match=r"The basis 'answer' was not fitted\. Nearest names: a"):
         fits.fit(fits.sites[0], "answer")

@@ -297,6 +297,43 @@ def test_the_table_the_progress_and_what_is_refused() -> None:
         assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("folds", [0, 4])
+def test_numbers_that_no_fit_has_seen_are_written_by_the_fit_of_all(folds: int) -> None:
+    """They were an IndexError above the largest, and below it the shuffled control wrote the number 0 for all of them."""
+    k = toy()
+    some = k["means"].kept((k["means"].values % 2 == 1) & (k["means"].values < 90))
+    written, whole = reconstructions(some, PERIODS, folds=folds), reconstructions(some, PERIODS, folds=0)
+    new, acts = {"a": torch.tensor([0, 4, 96])}, torch.zeros(3, 128)
+    fit = mi.arithmetic.helix_fits(some, PERIODS).fit(FIRST)
+    for name in ("helix", "shuffled"):
+        made = written[name].write(FIRST, new, acts)
+        assert torch.equal(made, whole[name].write(FIRST, new, acts))
+        assert len(made.unique(dim=0)) == 3
+    helix = mi.helix(new["a"], PERIODS)
+    torch.testing.assert_close(written["helix"].write(FIRST, new, acts), fit.predict(helix), rtol=0, atol=1e-9)
+    assert torch.isfinite(swap(k["model"], k["pairs"], written).mean()).all()
+
+
+def test_what_was_made_of_one_operand_is_not_written_at_another() -> None:
+    """Helices of a were written at the token of b, without a word."""
+    k = toy()
+    drawn = pairs(k["problems"], 5, fixed="a")
+    for methods in (("full",), ("pca",), ("helix",)):
+        with pytest.raises(ValueError, match="was made of the means of 'a' and cannot be written at 'b'"):
+            swap(k["model"], drawn, reconstructions(k["means"], PERIODS, methods=methods), at="b")
+
+
+def test_pairs_that_differ_in_both_operands_cannot_get_their_answer_from_one() -> None:
+    k = toy()
+    written = reconstructions(k["means"], PERIODS, methods=("full",))
+    drawn = pairs(k["problems"], 20)
+    with pytest.warns(UserWarning, match=r"b differs within the pairs too, so that even the whole vector at a"):
+        swap(k["model"], drawn, written)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap(k["model"], drawn, written, manner="ablate")  # the clean prompts alone
+
+
 @pytest.mark.compat
 def test_at_the_last_token_the_answers_helix_beats_the_operands() -> None:
     k = toy()
@@ -311,6 +348,8 @@ def test_at_the_last_token_the_answers_helix_beats_the_operands() -> None:
     assert abs(gain["shuffled"]) < 0.3 * gain["full"]
     assert gain["pca"] > 0.8 * gain["full"]
     assert written["pca"].subspace(site).rank == 27
+    turned = pair_reconstructions(k["model"], k["problems"][::20], site, ("a,b,answer", "a,b"), PERIODS, rows=200)
+    assert (turned["pca"].subspace(site).rank, len(turned["shuffled"].fits[site].labels)) == (27, 27)
     with pytest.raises(ValueError, match="has an axis of heads: pair_fits fits each head"):
         pair_reconstructions(k["model"], k["problems"][::20], "blocks.0.attn.hook_z", periods=PERIODS)
 

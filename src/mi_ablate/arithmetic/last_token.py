@@ -146,9 +146,10 @@ def pair_fits(
         progress: called with (prompts done, prompts) after each pass.
 
     Raises:
-        KeyError: an unknown site, a basis the prompts lack. ValueError: no more prompts than columns, NaN.
+        KeyError: an unknown site, a basis the prompts lack. ValueError: no more prompts than columns, no such token, NaN.
 
     """
+    _check(problems, bases, of, pca_rows)
     designs = {basis: pair_design(problems.inputs, basis, periods) for basis in bases}
     needed = sorted({name.strip() for basis in bases for name in basis.split(",")})
     widest, n = pair_design(problems.inputs, ",".join(needed), periods), len(problems.tokens)
@@ -179,6 +180,14 @@ def pair_fits(
         _fitters=fitters,
         _labels=labels,
     )
+
+
+def _check(problems: "Problems", bases: Sequence[str], of: str, pca_rows: int) -> None:
+    if of not in problems.positions or not bases or pca_rows < 2:
+        raise ValueError(
+            f"of={of!r}, bases={list(bases)}, pca_rows={pca_rows}: a token of the prompts ({', '.join(problems.positions)}), at "
+            "least one basis and at least two rows are needed."
+        )
 
 
 def _part(fitter: Fitter, labels: tuple[str, ...]) -> Fit:

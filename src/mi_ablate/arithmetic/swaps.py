@@ -25,6 +25,7 @@ holds most of them, and does as well as PCA. The gain rises long before the answ
 sines.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,10 @@ class Swaps:
         return torch.cat([(part.mean(-1) / whole.mean(-1))[None], torch.stack(ends, dim=1)])
 
     def best(self, measure: str = "gain") -> dict[str, dict[str, Any]]:
-        """Return, by method, the site where the mean is highest (of "ablate": lowest), and that mean with its interval."""
+        """Return, by method, the site where the mean is highest (of "ablate": lowest), and that mean with its interval.
+
+        The most of several means is too much: with many sites and few pairs, choose the site on some, report it on others.
+        """
         means, (low, high) = self.mean(measure), self.intervals(measure)
         found = {}
         for m, name in enumerate(self.methods):
@@ -149,7 +153,11 @@ def swap(
         progress: called with (passes done, passes in all).
 
     Raises:
-        ValueError: an unknown manner or token. KeyError: a site that a method was not made for.
+        ValueError: an unknown manner or token, a method made for another token. KeyError: a site that a method was not
+            made for.
+
+    Warns:
+        UserWarning: pairs that differ at another operand too.
 
     """
     if manner not in MANNERS:
@@ -158,6 +166,7 @@ def swap(
         raise ValueError(f"at={at!r}: the prompts have {', '.join(map(repr, pairs.clean.positions))}.")
     if not written:
         raise ValueError("written is empty: reconstructions(means) gives what to write.")
+    _check_numbers(pairs, written, at, manner)
     made = {site for writer in written.values() for site in writer.sites}
     where = resolve_all(model, names) if names is not None else tuple(site for site in model.hook_dict if site in made)
     if not where:
@@ -179,6 +188,25 @@ def swap(
     values = {name: torch.stack([x[name] for x in found]).reshape(shape).transpose(0, 1) for name in MEASURES}
     ends = before.measures(before), plain[0].measures(plain[1])
     return Swaps(at, manner, tuple(written), tuple(where), values, *ends)
+
+
+def _check_numbers(pairs: Pairs, written: Mapping[str, Written], at: str, manner: str) -> None:
+    """That the methods were made for this token, and that no other token tells the two prompts apart."""
+    for name, writer in written.items():
+        if at != "answer" and writer.of not in ("", at):  # the last token may hold any of the numbers
+            raise ValueError(
+                f"{name!r} was made of the means of {writer.of!r} and cannot be written at {at!r}: "
+                f"number_means(..., of={at!r}) gives those."
+            )
+    others = [name for name in pairs.clean.operands if name != at]
+    moved = [name for name in others if not torch.equal(pairs.clean.inputs[name], pairs.corrupted.inputs[name])]
+    if moved and at != "answer" and manner != "ablate":
+        warnings.warn(
+            f"{moved[0]} differs within the pairs too, so that even the whole vector at {at} cannot bring the clean answer "
+            f"back: pairs(..., fixed={moved[0]!r}) draws pairs that differ in {at} alone.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _vectors(

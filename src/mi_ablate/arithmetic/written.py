@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate._types import nearest
@@ -53,10 +53,11 @@ class Written:
     means: Mapping[str, Float[Tensor, " d"]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     """Labels or patterns of the fit's columns whose subspace is meant; none for all."""
-    parts: tuple["Written", ...] = ()
     of: str = ""
-    fold: Int[Tensor, " v"] | None = None
-    """The part of each number 0, 1, 2 ..."""
+    """The number whose token it was made for: "a", "b" or "answer"; empty where that is not known."""
+    parts: tuple["Written", ...] = ()
+    fold: Mapping[int, int] = field(default_factory=dict)
+    """The part in which each number was held out. Numbers that no fit has seen are written by the fit of all."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -66,12 +67,12 @@ class Written:
     def write(self, site: str, inputs: Inputs, acts: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return what is written for prompts with these numbers, whose own vectors are ``acts``; float64."""
         x = acts.detach().to("cpu", torch.float64)
-        if self.parts and self.fold is not None:
-            part, out = self.fold[inputs[self.of].cpu()], torch.empty_like(x)
-            for i, writer in enumerate(self.parts):
+        if self.parts:
+            part = torch.tensor([self.fold.get(v, -1) for v in inputs[self.of].tolist()])
+            out, writers = torch.empty_like(x), (*self.parts, replace(self, parts=()))
+            for i in part.unique().tolist():
                 rows = torch.nonzero(part == i)[:, 0]
-                if len(rows):
-                    out[rows] = writer.write(site, {k: v.cpu()[rows] for k, v in inputs.items()}, x[rows])
+                out[rows] = writers[i].write(site, {k: v.cpu()[rows] for k, v in inputs.items()}, x[rows])
             return out
         if self.fits and self.design is not None:
             fit, design = self._of(self.fits, site), self.design(inputs)
@@ -152,15 +153,13 @@ def reconstructions(
     found = {name: _method(name, means, periods, seed) for name in methods}
     if not folds:
         return found
-    generator = torch.Generator().manual_seed(seed)
-    part = torch.randperm(len(means.values), generator=generator) % folds
-    fold = torch.zeros(int(means.values.max()) + 1, dtype=torch.int64)
-    fold[means.values] = part
+    part = torch.randperm(len(means.values), generator=_seeded(seed)) % folds
+    fold = dict(zip(means.values.tolist(), part.tolist()))
     kept = [means.kept(part != i) for i in range(folds)]
     for name in methods:
         if name != "full":
             parts = tuple(_method(name, some, periods, seed, means) for some in kept)
-            found[name] = replace(found[name], parts=parts, of=means.of, fold=fold)
+            found[name] = replace(found[name], parts=parts, fold=fold)
     return found
 
 
@@ -173,32 +172,31 @@ def _method(
     if name in ("full", "pca", "random"):
         grand = dict(zip(means.sites, means.grand))
         if name == "full":
-            return Written(name, means=grand)
+            return Written(name, means=grand, of=of)
         weights = means.counts.double().sqrt()[:, None]
         made = {
             site: covariance_subspace(name, means.centred(i) * weights, columns, seed, site)
             for i, site in enumerate(means.sites)
         }
-        return Written(name, subspaces=made, means=grand)
-    domain, dealt = (int(every.min()), int(every.max())), _dealt(every, seed)
+        return Written(name, subspaces=made, means=grand, of=of)
+    domain, order = (int(every.min()), int(every.max())), torch.randperm(len(every), generator=_seeded(seed))
+    dealt = dict(zip(every.tolist(), every[order].tolist()))
 
     def design(inputs: Inputs) -> Design:
         values = inputs[of].cpu()
         if name == "polynomial":
             return polynomial(values, columns, domain, of)
-        full = helix(dealt[values] if name == "shuffled" else values, periods, of)
+        if name == "shuffled":  # numbers that were not dealt stay what they are
+            values = torch.tensor([dealt.get(v, v) for v in values.tolist()])
+        full = helix(values, periods, of)
         return Design(full.matrix[:, 1:], full.labels[1:]) if name == "circle" else full
 
     fits = design_fits(means, design({of: means.values}), name, periods)
-    return Written(name, {site: fits.fit(site) for site in means.sites}, design)
+    return Written(name, {site: fits.fit(site) for site in means.sites}, design, of=of)
 
 
-def _dealt(values: Tensor, seed: int) -> Int[Tensor, " m"]:
-    """For each number the one that a shuffle puts in its place."""
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    dealt = torch.zeros(int(values.max()) + 1, dtype=torch.int64)
-    dealt[values] = values[order]
-    return dealt
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def covariance_subspace(name: str, x: Float[Tensor, "n d"], rank: int, seed: int, site: str) -> Subspace:
@@ -207,8 +205,7 @@ def covariance_subspace(name: str, x: Float[Tensor, "n d"], rank: int, seed: int
     At most as many as there are; a ValueError where all vectors are the same.
     """
     if name == "random":
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(rank, len(x), dtype=torch.float64, generator=generator) @ x
+        x = torch.randn(rank, len(x), dtype=torch.float64, generator=_seeded(seed)) @ x
     wide = len(x) <= x.shape[1]
     values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
     rank = min(rank, int((values > 1e-12 * values[-1]).sum()))

@@ -46,7 +46,7 @@ def pair_reconstructions(
         model: the model.
         problems: what is fitted; `Asked.right` by preference.
         names: sites of one vector a position.
-        bases: see `pair_design`; the last one is the widest, and the controls are as wide.
+        bases: see `pair_design`; the controls are as wide as the widest.
         periods: of the circles of each number.
         of: whose token is read; "answer" is the last one.
         rows: a random sample of so many prompts, for the components and the controls.
@@ -69,7 +69,8 @@ def pair_reconstructions(
         )
     states: dict[str, Float[Tensor, "n d"]] = {site: x.to("cpu", torch.float64) for site, x in acts.items()}
     means = {site: x.mean(0) for site, x in states.items()}
-    widest = _design(bases[-1], periods)(some.inputs)
+    broadest = max(bases, key=lambda basis: basis.count(","))
+    widest = _design(broadest, periods)(some.inputs)
     moved = torch.randperm(len(some), generator=generator)
     null = {site: fit(x[moved], widest) for site, x in states.items()}
     found = {"full": Written("full", means=means)}
@@ -77,7 +78,7 @@ def pair_reconstructions(
     for basis in bases:
         name = f"helix({basis})"
         found[name] = Written(name, {site: fits.fit(site, basis) for site in states}, _design(basis, periods))
-    found["shuffled"] = Written("shuffled", null, _design(bases[-1], periods))
+    found["shuffled"] = Written("shuffled", null, _design(broadest, periods))
     found["random"] = _projected("random", states, means, len(widest.labels), seed)
     return found
 
