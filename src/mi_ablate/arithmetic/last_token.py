@@ -185,8 +185,8 @@ def pair_fits(
 def _check(problems: "Problems", bases: Sequence[str], of: str, pca_rows: int) -> None:
     if of not in problems.positions or not bases or pca_rows < 2:
         raise ValueError(
-            f"of={of!r}, bases={list(bases)}, pca_rows={pca_rows}: a token of the prompts ({', '.join(problems.positions)}), at "
-            "least one basis and at least two rows are needed."
+            f"of={of!r}, bases={list(bases)}, pca_rows={pca_rows}: a token of the prompts ({', '.join(problems.positions)}), "
+            "at least one basis and at least two rows are needed."
         )
 
 
