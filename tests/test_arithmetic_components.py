@@ -355,6 +355,8 @@ def test_smallest_sets_of_heads_whose_shares_are_known(told) -> None:
     rows = found.table()
     assert rows[2]["share"] == pytest.approx(0.8)
     assert rows[2]["random"] < 0.8
+    none = smallest_sets(model, told, shares=(0.7,), draws=0).table()[0]
+    assert (none["size"], none["random"] == none["random"]) == (2, False)  # NaN without a control, and no traceback
     assert rows[5]["random"] == pytest.approx(1.0)  # there is one set of all heads
     assert torch.allclose(found.whole, joint_effect(model, told, "heads"))
     assert found.tried <= 15

@@ -247,6 +247,12 @@ def test_roles_report_progress_and_choose_the_largest_heads(model, some) -> None
 def test_what_has_no_roles_is_refused(model, some) -> None:
     with pytest.raises(ValueError, match="head_roles is about heads"):
         head_roles(model, sums(), some, ["L0H0", "MLP 1"])
+    with pytest.raises(ValueError, match="mlp_roles is about MLPs and attention outputs, and L0H0 is a head"):
+        mlp_roles(model, sums(), some, "heads")
+    with pytest.raises(ValueError, match="share=0 of the effect of the heads' clean outputs lies above 0"):
+        head_roles(model, sums(), some, ["L0H0"], share=0)
+    with pytest.raises(ValueError, match="count=0: one head or more"):
+        head_roles(model, sums(), some, count=0)
     with pytest.raises(ValueError, match="mixed=5: from 0 to the 2 heads"):
         head_roles(model, sums(), some, ["L0H0", "L1H0"], mixed=5)
     one = replace(sums(), inputs={name: x for name, x in sums().inputs.items() if name != "b"})

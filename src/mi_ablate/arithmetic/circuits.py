@@ -81,7 +81,8 @@ class SmallestSets:
                     "low": float(low),
                     "high": float(high),
                 }
-                row |= {"random": float(draws.mean()) / size, "random high": float(draws.max()) / size}
+                random = (draws / size).tolist() or [float("nan")]
+                row |= {"random": sum(random) / len(random), "random high": max(random)}
                 row |= {"search": by, "set": ", ".join(c.name for c in chosen)}
             rows.append(row)
         return rows

@@ -120,7 +120,7 @@ def head_roles(
         progress: called with (passes done, passes in all).
 
     Raises:
-        ValueError: components that are no heads, more mixed heads than heads, heads that together do nothing.
+        ValueError: no heads, more mixed heads than heads, a share that is none, heads that together do nothing.
         KeyError: problems without the operands a and b.
 
     """
@@ -129,7 +129,7 @@ def head_roles(
     tell = Steps(progress)
     chosen = _largest(model, pairs, count, tell, given) if heads is None else components_of(model, heads)
     tell.total = tell.done + (1 + len(BASES)) * len(chosen)
-    _check(chosen, mixed)
+    _check(chosen, mixed, share)
     fits = output_fits(model, problems, chosen, BASES, periods, batch_size=batch_size)
     runs = pair_runs(model, pairs, chosen, **options)
     written = {basis: outputs_of(fits[basis], pairs.clean.inputs, basis, periods, runs.clean) for basis in BASES}
@@ -153,17 +153,21 @@ def _largest(
     model: HookedModel, pairs: Pairs, count: int, tell: "Steps", given: dict[str, Any]
 ) -> tuple[Component, ...]:
     """The heads of the largest total effects."""
+    if count < 1:
+        raise ValueError(f"count={count}: one head or more.")
     heads = components_of(model, "heads")
     tell.total = len(heads) + (1 + len(BASES)) * min(count, len(heads))
     return component_effects(model, pairs, heads, progress=tell.part(), **given).ranked()[:count]
 
 
-def _check(heads: Sequence[Component], mixed: int | None) -> None:
+def _check(heads: Sequence[Component], mixed: int | None, share: int | float) -> None:
     other = [c.name for c in heads if c.kind != "head"]
     if other:
         raise ValueError(f"head_roles is about heads, and {', '.join(other[:3])} are none; mlp_roles is about MLPs.")
     if mixed is not None and not 0 <= mixed <= len(heads):
         raise ValueError(f"mixed={mixed}: from 0 to the {len(heads)} heads.")
+    if not share > 0:
+        raise ValueError(f"share={share} of the effect of the heads' clean outputs lies above 0.")
 
 
 def confidences(true: ComponentEffects, helices: dict[str, Float[Tensor, "c n"]]) -> Float[Tensor, "c 2"]:

@@ -109,8 +109,16 @@ def mlp_roles(
         batch_size: rows a pass.
         progress: called with (passes done, passes in all).
 
+    Raises:
+        ValueError: heads, which `head_roles` is about. KeyError: a basis that the problems have no values of.
+
     """
     chosen, options = components_of(model, what), {"metric": metric, "batch_size": batch_size}
+    heads = [c.name for c in chosen if c.kind == "head"]
+    if heads:
+        raise ValueError(
+            f"mlp_roles is about MLPs and attention outputs, and {heads[0]} is a head: head_roles is about those."
+        )
     runs, tell = pair_runs(model, pairs, chosen, **options), Steps(progress, 3 * len(chosen))  # type: ignore[arg-type]
     order = torch.randperm(len(problems.tokens), generator=torch.Generator().manual_seed(seed))
     mixed = replace(problems, inputs={name: x[order] for name, x in problems.inputs.items()})
