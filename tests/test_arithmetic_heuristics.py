@@ -93,6 +93,14 @@ def test_each_set_of_prompts_is_one_rule_and_all_are_what_they_say() -> None:
         heuristics_of(draw(1600, 2), INPUTS, RULES).matched("other")
 
 
+def test_negative_numbers_have_ranges_and_no_digit_pattern_takes_their_sign_for_a_digit() -> None:
+    values = torch.arange(-60, 60)
+    named = {rule.name: rule.prompts for rule in heuristic_rules({"answer": values}, most=1)}
+    assert torch.equal(values[named["answer in -30..-21"]], torch.arange(-30, -20))
+    assert values[named["answer is .5"]].tolist() == [15, 25, 35, 45, 55]
+    assert values[named["answer mod 7 = 3"]].remainder(7).unique().tolist() == [3]
+
+
 @pytest.mark.compat
 def test_contributions_are_activation_times_answer_logit() -> None:
     model, problems = tiny(), sums()

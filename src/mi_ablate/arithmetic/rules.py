@@ -77,7 +77,8 @@ def heuristic_rules(
 
 def _ranges(term: str, x: Tensor, widths: Sequence[int]) -> Iterator[Rule]:
     for width in widths:
-        for start in range(0, int(x.max()) + 1, max(1, width // 2)):
+        step = max(1, width // 2)
+        for start in range(min(0, int(x.min()) // step * step), int(x.max()) + 1, step):
             yield Rule("range", term, f"{term} in {start}..{start + width - 1}", (x >= start) & (x < start + width))
 
 
@@ -88,14 +89,15 @@ def _residues(term: str, x: Tensor, moduli: Iterable[int]) -> Iterator[Rule]:
 
 
 def _patterns(term: str, x: Tensor) -> Iterator[Rule]:
-    """Every digit pattern with a digit and a free place, as a regular expression over the number without leading zeros."""
-    texts = [str(v) for v in x.tolist()]
-    for length in sorted({len(text) for text in texts if len(text) > 1}):
+    """Every digit pattern with a digit and a free place, over the number without leading zeros; negative ones have none."""
+    values, which = x.unique(return_inverse=True)
+    texts = [str(v) for v in values.tolist()]
+    for length in sorted({len(text) for text in texts if len(text) > 1 and text[0] != "-"}):
         alphabet = [".", *"0123456789"]
         for symbols in product(alphabet, repeat=length):
             pattern = "".join(symbols)
             if "." not in pattern or pattern == "." * length or pattern[0] == "0":
                 continue
-            matches = re.compile(pattern).fullmatch
+            matches = re.compile(pattern.replace(".", "[0-9]")).fullmatch
             found = torch.tensor([matches(text) is not None for text in texts])
-            yield Rule("pattern", term, f"{term} is {pattern}", found)
+            yield Rule("pattern", term, f"{term} is {pattern}", found[which])
