@@ -205,6 +205,15 @@ def test_symmetric_errors_pass_the_chi_squared_test_and_forgotten_carries_do_not
         answer_errors(answered([-10] * 9)).symmetry()
 
 
+def test_errors_of_a_modulus_go_the_shorter_way_round_and_years_are_off_by_the_nearest_right_one() -> None:
+    one = answered([100, -5])
+    found = answer_errors(dataclasses.replace(one, problems=dataclasses.replace(one.problems, modulus=103)))
+    assert found.differences.tolist() == [-3, -5]
+    later = one.problems.numerals.values > one.problems.inputs["answer"][:, None]
+    found = answer_errors(dataclasses.replace(one, problems=dataclasses.replace(one.problems, accepted=later)))
+    assert found.differences[1] == -5 - 1  # right is every number above, so 1 more is missing
+
+
 def test_all_wrong_and_all_right_have_tables_too() -> None:
     every = answer_errors(answered([3] * 200))
     assert isinstance(every, AnswerErrors)
@@ -216,6 +225,8 @@ def test_an_exact_line_adds_and_a_line_with_the_published_r2_does_not() -> None:
     values = torch.arange(100)
     line = values[:, None].double() * draw(1, 64) + draw(1, 64, seed=1)
     exact = line_addition(line, values, 1)
+    with pytest.raises(ValueError, match="whole numbers are needed, not decimals"):
+        line_addition(line, values / 2, 1)
     assert exact.accuracy() == 1.0
     assert exact.left_out_r2 > 1 - 1e-9
     rough = line_addition(line + draw(100, 64, seed=2) * 12, values, 2)

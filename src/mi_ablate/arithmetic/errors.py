@@ -33,7 +33,8 @@ class AnswerErrors:
     n_right: int
     n_not_numbers: int
     differences: Int[Tensor, " w"]
-    """Given minus right, of the wrong answers that are numbers."""
+    """Given minus right, of the wrong answers that are numbers: the shorter way round of a modulus, to the nearest right one
+    where several are."""
     rows: Int[Tensor, " w"]
     """The problems that they are of."""
 
@@ -95,11 +96,17 @@ def answer_errors(asked: Asked) -> AnswerErrors:
     wrong = ~asked.correct.cpu()
     numbers, right = asked.numbers.cpu(), asked.problems.inputs["answer"].cpu()
     counted = wrong & (numbers >= 0)
+    difference, p, accepted = numbers - right, asked.problems.modulus, asked.problems.accepted
+    if p is not None:
+        difference = (difference + p // 2) % p - p // 2
+    if accepted is not None:
+        away = (numbers[:, None] - asked.problems.numerals.values.cpu()).masked_fill(~accepted.cpu(), 10**9)
+        difference = away.gather(1, away.abs().argmin(1, keepdim=True))[:, 0]
     rows = torch.nonzero(counted).flatten()
     return AnswerErrors(
         n=len(wrong),
         n_right=int((~wrong).sum()),
         n_not_numbers=int((wrong & (numbers < 0)).sum()),
-        differences=(numbers - right)[counted],
+        differences=difference[counted],
         rows=rows,
     )

@@ -67,10 +67,12 @@ def line_addition(states: Float[Tensor, "v d"], values: Shaped[Tensor, " v"], co
         components: principal components of the states that the line is fitted in.
 
     Raises:
-        ValueError: as many components as numbers less one or more, which leave nothing to fit; a number twice.
+        ValueError: as many components as numbers less one or more, which leave nothing to fit; a number twice; decimals.
 
     """
     v = len(values)
+    if (torch.as_tensor(values) % 1 != 0).any():
+        raise ValueError("Sums are rounded to the nearest whole number: whole numbers are needed, not decimals.")
     if not 1 <= components < v - 1 or len(states) != v or len(torch.as_tensor(values).unique()) < v:
         raise ValueError(
             f"{len(states)} states of {v} numbers, {components} components: different numbers, and fewer components than "
