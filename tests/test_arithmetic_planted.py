@@ -349,6 +349,8 @@ def test_the_real_tokenizers(kind, ids):
             {"template": "={a}+{b}"},
             "must have one token for each operand and end after them; with 12 and 34 it becomes",
         ),
+        ({"template": "{a}+{b}= "}, "and no space at the end, which a tokenizer joins"),
+        ({"template": "is " * 40 + "{a}+{b}="}, "has 44 tokens: at most 32, and no space at the end"),
         ({"template": "{a}{b}="}, "must have one token for each operand and end after them"),
     ],
 )

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .planted_weights import N_CTX
 from .single_tokens import FORMS, encoded, numerals
 
 _LARGEST = 520
@@ -41,7 +42,7 @@ def read_words(tokenizer: Any | None, template: str) -> Words:
 
     Raises:
         ValueError: a template without {a} and {b}, or one whose tokens change their number or place with the operands, or that
-            ends in a number.
+            ends in a number or a space, or is longer than the model's positions.
 
     """
     if template.count("{a}") != 1 or template.count("{b}") != 1:
@@ -58,6 +59,11 @@ def read_words(tokenizer: Any | None, template: str) -> Words:
         raise ValueError(
             f"template {template!r} must have one token for each operand and end after them; with 12 and 34 it becomes "
             f"{[tokenizer.decode([i]) for i in first]}."
+        )
+    if template[-1].isspace() or len(first) > N_CTX:
+        raise ValueError(
+            f"template {template!r} has {len(first)} tokens: at most {N_CTX}, and no space at the end, which a tokenizer joins "
+            "to the answer."
         )
     return Words(
         tokenizer=tokenizer,
