@@ -12,6 +12,7 @@ from pathlib import Path
 
 from _tables import HERE, markdown, newest
 from gated_table import gated
+from numbers_table import adder, clocks, shapes
 
 README = HERE.parent / "README.md"
 ABOUT = """Written by `python benchmarks/readme.py` from the cards in the files' headers.
@@ -163,7 +164,12 @@ def ratio(at: dict) -> str:
     return f"{at['ratio']:.2f} x [{at['ratio_low']:.2f}, {at['ratio_high']:.2f}]"
 
 
-PAGES = {README: {"results": results, "speed": speed}, HERE.parent / "docs" / "language_models.md": {"gated": gated}}
+DOCS = HERE.parent / "docs"
+PAGES = {
+    README: {"results": results, "speed": speed},
+    DOCS / "language_models.md": {"gated": gated},
+    DOCS / "numbers.md": {"clocks": clocks, "adder": adder, "shapes": shapes},
+}
 """Which tables stand in which page."""
 
 
