@@ -2,10 +2,10 @@
 
     python benchmarks/clocks.py --write
 
-"planted" is the transformer written by hand, whose algorithm is the Clock; "shuffled" the same with its numbers dealt anew, which
-holds no helix and answers nothing; "adder" the GPT-2 trained by the project, with base-10 periods and with its own, those of most
-power in its number logits; "nanda113" and "add97" modular addition with the periods of their key frequencies. It checks the
-planted model's roles against what was planted before it writes.
+"planted" is the transformer written by hand, whose algorithm is the Clock; "shuffled" the same with its numbers dealt anew,
+which holds no helix and answers nothing; "adder" the GPT-2 trained by the project, with base-10 periods and with its own,
+those of most power in its number logits; "nanda113" and "add97" modular addition with the periods of their key frequencies.
+The planted model's roles are checked against what was planted before anything is written.
 """
 
 import argparse

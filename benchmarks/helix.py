@@ -10,8 +10,8 @@ import torch
 from _timing import arguments, interleaved, record
 
 import mi_ablate as mi
-from mi_ablate.arithmetic.helices import PERIODS, helix_fits
-from mi_ablate.arithmetic.states import NumberMeans, NumberSums, means_of
+from mi_ablate.arithmetic.representation.helices import PERIODS, helix_fits
+from mi_ablate.arithmetic.representation.states import NumberMeans, NumberSums, means_of
 
 SITES, NUMBERS, WIDTH = 28, 500, 4096
 

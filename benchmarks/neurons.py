@@ -11,8 +11,8 @@ import math
 import torch
 from _timing import arguments, interleaved, record
 
-from mi_ablate.arithmetic._final_norm import FinalNorm, gains
-from mi_ablate.arithmetic.neurons import fit_neurons, neuron_design
+from mi_ablate.arithmetic.neuron_level._final_norm import FinalNorm, gains
+from mi_ablate.arithmetic.neuron_level.neurons import fit_neurons, neuron_design
 
 NEURONS, WIDTH, PAIRS, PERIODS = 4587, 4096, 100, (2, 5, 10, 100)
 FEW, EPOCHS = 4, 250

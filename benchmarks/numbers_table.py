@@ -26,11 +26,11 @@ def clocks() -> str:
             writes.append({"model": name, **{method: f"{gain:.2f}" for method, gain in at.items()}})
     return (
         markdown(rows)
-        + "\n\nWritten on the token of a, numbers held out in five parts: the largest mean rise of the clean answer's logit over the "
-        "layers.\n\n"
+        + "\n\nWritten on the token of a, numbers held out in five parts: the largest mean rise of the clean answer's logit "
+        "over the layers.\n\n"
         + markdown(writes)
-        + "\n\n`python benchmarks/clocks.py --write`; 3,000 problems, 100 pairs, one thread. Shares of the clean vectors' effect or "
-        "of the accuracy of true values, control in brackets. The rules of the verdict are on the page of `mi-ablate clock`: "
+        + "\n\n`python benchmarks/clocks.py --write`; 3,000 problems, 100 pairs, one thread. Shares of the clean vectors' effect "
+        "or of the accuracy of true values, control in brackets. The rules of the verdict are on the page of `mi-ablate clock`: "
         "bounds of 0.5 and of 0.1 above the control, at least three lines."
     )
 
@@ -52,8 +52,8 @@ def adder() -> str:
         rows.append({**row, "base 10, left out": f"{at['base 10']['loo']:.2f}"})
     return markdown(rows) + (
         "\n\n`python benchmarks/adder.py --write`; all sites are in the model's "
-        "[card](../src/mi_ablate/adders/adder/README.md). Periods are chosen on the means that they are scored on, so the helix's "
-        "column is its best case."
+        "[card](../src/mi_ablate/adders/adder/README.md). Periods are chosen on the means that they are scored on, so the "
+        "helix's column is its best case."
     )
 
 
@@ -63,7 +63,9 @@ def shapes() -> str:
     fits, streaming = helix["all sites"], helix["streaming"]
     shape = f"{fits['sites']} sites x {fits['numbers']} numbers x {fits['width']}"
     rows = [line(f"helix fits, {shape}", fits, "helix_fits", "the slow definition")]
-    what = f"per-number means, 200 prompts x 28 sites x 4096 ({streaming['megabytes']:.0f} MB kept, however many prompts)"
+    what = (
+        f"per-number means, 200 prompts x 28 sites x 4096 ({streaming['megabytes']:.0f} MB kept, however many prompts)"
+    )
     rows.append({"what": what, "seconds": f"{streaming['table']['200 prompts']['median_s']:.2f}", "differs by": "-"})
     exact = "4,587 neurons x 10,000 pairs, exact fits with their shuffled control"
     rows.append(line(exact, neurons["fits"], "exact, 4,587 neurons with control", "one least squares a neuron"))
@@ -72,8 +74,9 @@ def shapes() -> str:
     rows.append(line(text, direct, "batched, 4,587 neurons", "the definition"))
     hours = neurons["fits"]["descent_all_s"] / 3600
     return (
-        markdown(rows) + f"\n\nProcess CPU time, one thread. The published gradient descent would take {hours:.0f} hours here (from 4 "
-        "neurons, 250 epochs; its notebook says 6 h 25 min); the published direct effects took two hours. "
+        markdown(rows)
+        + f"\n\nProcess CPU time, one thread. The published gradient descent would take {hours:.0f} hours here (from "
+        "4 neurons, 250 epochs; its notebook says 6 h 25 min); the published direct effects took two hours. "
         "`python benchmarks/helix.py --write`, `neurons.py`."
     )
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_ablate.arithmetic.prompting import Problems
-from mi_ablate.arithmetic.single_tokens import Numerals
+from mi_ablate.arithmetic.problem_sets.prompting import Problems
+from mi_ablate.arithmetic.problem_sets.single_tokens import Numerals
 
 
 def sums(vocab: int = 11, below: int = 5, **other: Any) -> Problems:

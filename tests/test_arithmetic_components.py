@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_ablate.arithmetic.circuits import smallest_sets
-from mi_ablate.arithmetic.components import component_effects, joint_effect
-from mi_ablate.arithmetic.direct import direct_effects, readout
-from mi_ablate.arithmetic.pairing import Pairs, pairs
-from mi_ablate.arithmetic.parts import Component, components_of
+from mi_ablate.arithmetic.circuit.circuits import smallest_sets
+from mi_ablate.arithmetic.circuit.components import component_effects, joint_effect
+from mi_ablate.arithmetic.circuit.direct import direct_effects, readout
+from mi_ablate.arithmetic.circuit.parts import Component, components_of
+from mi_ablate.arithmetic.problem_sets.pairing import Pairs, pairs
 from mi_ablate.metrics import logit_diff
 from mi_ablate.model import collect
 from models import (

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mi_ablate import Ablate, Card, Subspace, bake_, collect, load, save, sites, toys
-from mi_ablate.arithmetic.filtering import (
+from mi_ablate.arithmetic.problem_sets.single_tokens import Numerals
+from mi_ablate.arithmetic.problem_sets.toy_problems import problems_of
+from mi_ablate.arithmetic.writing.filtering import (
     filter_effects,
     frequency_rows,
     logit_filter,
     number_filter,
     removed_frequencies,
 )
-from mi_ablate.arithmetic.single_tokens import Numerals
-from mi_ablate.arithmetic.toy_problems import problems_of
 from mi_ablate.controls import covariance
 from models import logits_with, tiny
 from number_parts import draw, sums

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 import mi_ablate.arithmetic as arithmetic
-from mi_ablate.arithmetic.components import component_effects
-from mi_ablate.arithmetic.heads import HeadRoles, head_roles
-from mi_ablate.arithmetic.mlps import mlp_roles
-from mi_ablate.arithmetic.outputs import output_fits, outputs_of
-from mi_ablate.arithmetic.pairing import Pairs, pairs
-from mi_ablate.arithmetic.parts import Component, components_of
+from mi_ablate.arithmetic.circuit.components import component_effects
+from mi_ablate.arithmetic.circuit.heads import HeadRoles, head_roles
+from mi_ablate.arithmetic.circuit.mlps import mlp_roles
+from mi_ablate.arithmetic.circuit.outputs import output_fits, outputs_of
+from mi_ablate.arithmetic.circuit.parts import Component, components_of
+from mi_ablate.arithmetic.problem_sets.pairing import Pairs, pairs
 from mi_ablate.model import collect
 from mi_ablate.regression import fit
 from models import logits_with, random_state, tiny

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mi_ablate as mi
-from mi_ablate.arithmetic.helices import (
+from mi_ablate.arithmetic.representation.helices import (
     cartesian,
     design_fits,
     held_out_fit,
@@ -16,8 +16,8 @@ from mi_ablate.arithmetic.helices import (
     projected,
     subsets,
 )
-from mi_ablate.arithmetic.last_token import pair_design
-from mi_ablate.arithmetic.states import NumberSums, means_of
+from mi_ablate.arithmetic.representation.last_token import pair_design
+from mi_ablate.arithmetic.representation.states import NumberSums, means_of
 
 A100 = torch.arange(100)
 

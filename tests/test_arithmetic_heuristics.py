@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from mi_ablate import Ablate, toys
-from mi_ablate.arithmetic.bags import faithfulness, knock_out
-from mi_ablate.arithmetic.heuristics import (
+from mi_ablate.arithmetic.neuron_level.bags import faithfulness, knock_out
+from mi_ablate.arithmetic.neuron_level.heuristics import (
     heuristics_of,
     neuron_contributions,
     probability_effects,
     top_per_layer,
 )
-from mi_ablate.arithmetic.neuron_effects import NeuronEffects, neuron_attribution
-from mi_ablate.arithmetic.pairing import pairs
-from mi_ablate.arithmetic.rules import Rule, heuristic_rules
-from mi_ablate.arithmetic.toy_problems import problems_of
+from mi_ablate.arithmetic.neuron_level.neuron_effects import NeuronEffects, neuron_attribution
+from mi_ablate.arithmetic.neuron_level.rules import Rule, heuristic_rules
+from mi_ablate.arithmetic.problem_sets.pairing import pairs
+from mi_ablate.arithmetic.problem_sets.toy_problems import problems_of
 from models import logits_with, tiny
 from number_parts import draw, sums
 

@@ -8,11 +8,11 @@ from tests.models import tiny
 from torch import Tensor
 
 import mi_ablate as mi
-from mi_ablate.arithmetic.comparisons import baselines, method_design, method_fits, method_subspaces
-from mi_ablate.arithmetic.helices import helix_fits
-from mi_ablate.arithmetic.last_token import pair_design, pair_fits
-from mi_ablate.arithmetic.products import basis_of, explained, left_out, products
-from mi_ablate.arithmetic.states import embedding_means, means_of, number_means
+from mi_ablate.arithmetic.representation.comparisons import baselines, method_design, method_fits, method_subspaces
+from mi_ablate.arithmetic.representation.helices import helix_fits
+from mi_ablate.arithmetic.representation.last_token import pair_design, pair_fits
+from mi_ablate.arithmetic.representation.products import basis_of, explained, left_out, products
+from mi_ablate.arithmetic.representation.states import embedding_means, means_of, number_means
 
 A100 = torch.arange(100)
 

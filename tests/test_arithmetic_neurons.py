@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mi_ablate import Ablate, helix, toys
-from mi_ablate.arithmetic._final_norm import FinalNorm, final_norm, gains
-from mi_ablate.arithmetic._neuron_sites import neurons_of, written
-from mi_ablate.arithmetic.kept_neurons import fitted_accuracy
-from mi_ablate.arithmetic.neuron_effects import (
+from mi_ablate.arithmetic.neuron_level._final_norm import FinalNorm, final_norm, gains
+from mi_ablate.arithmetic.neuron_level._neuron_sites import neurons_of, written
+from mi_ablate.arithmetic.neuron_level.kept_neurons import fitted_accuracy
+from mi_ablate.arithmetic.neuron_level.neuron_effects import (
     NeuronEffects,
     neuron_attribution,
     neuron_direct_effects,
     neuron_patching,
 )
-from mi_ablate.arithmetic.neurons import NeuronSums, fit_neurons, neuron_design, neuron_fits
-from mi_ablate.arithmetic.pairing import pairs
-from mi_ablate.arithmetic.toy_problems import problems_of
+from mi_ablate.arithmetic.neuron_level.neurons import NeuronSums, fit_neurons, neuron_design, neuron_fits
+from mi_ablate.arithmetic.problem_sets.pairing import pairs
+from mi_ablate.arithmetic.problem_sets.toy_problems import problems_of
 from mi_ablate.model import collect
 from models import family, gpt2_bridge, has_bridge, has_hooked_transformer, logits_with, tiny
 from number_parts import draw, sums

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import mi_ablate.arithmetic as arithmetic
-from mi_ablate.arithmetic.components import component_effects
-from mi_ablate.arithmetic.lens import number_lens
-from mi_ablate.arithmetic.pairing import Pairs, pairs
-from mi_ablate.arithmetic.parts import Component, components_of
-from mi_ablate.arithmetic.paths import path_effects
+from mi_ablate.arithmetic.circuit.components import component_effects
+from mi_ablate.arithmetic.circuit.lens import number_lens
+from mi_ablate.arithmetic.circuit.parts import Component, components_of
+from mi_ablate.arithmetic.circuit.paths import path_effects
+from mi_ablate.arithmetic.problem_sets.pairing import Pairs, pairs
 from mi_ablate.metrics import logit_diff
 from models import family, has_hooked_transformer, logits_with, random_state, tiny
 from number_parts import sums

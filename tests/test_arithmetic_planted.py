@@ -9,7 +9,7 @@ import torch
 import mi_ablate as mi
 from mi_ablate import arithmetic
 from mi_ablate.arithmetic import planted, problems
-from mi_ablate.arithmetic.planted_truth import SHARES
+from mi_ablate.arithmetic.by_hand.planted_truth import SHARES
 from models import data_folder, has_hooked_transformer
 
 SITES = ("hook_embed", *(f"blocks.{i}.hook_resid_{kind}" for i in range(4) for kind in ("pre", "mid", "post")))

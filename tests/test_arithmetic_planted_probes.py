@@ -5,7 +5,7 @@ import torch
 
 from mi_ablate import arithmetic
 from mi_ablate.arithmetic import planted, problems
-from mi_ablate.arithmetic.planted_truth import SHARES
+from mi_ablate.arithmetic.by_hand.planted_truth import SHARES
 
 
 @pytest.fixture(scope="module")

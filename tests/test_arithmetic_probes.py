@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mi_ablate as mi
-from mi_ablate.arithmetic.digit_probes import (
+from mi_ablate.arithmetic.representation.digit_probes import (
     circle,
     circular_probes,
     decoded,
@@ -17,15 +17,15 @@ from mi_ablate.arithmetic.digit_probes import (
     left_out_predictions,
     sinusoidal_probes,
 )
-from mi_ablate.arithmetic.helices import helix_fits, projected
-from mi_ablate.arithmetic.period_search import free_periods
-from mi_ablate.arithmetic.reducibility import (
+from mi_ablate.arithmetic.representation.helices import helix_fits, projected
+from mi_ablate.arithmetic.representation.period_search import free_periods
+from mi_ablate.arithmetic.representation.reducibility import (
     irreducibility,
     mixture_index,
     plane_irreducibility,
     separability_index,
 )
-from mi_ablate.arithmetic.states import means_of
+from mi_ablate.arithmetic.representation.states import means_of
 
 A = torch.arange(100)
 

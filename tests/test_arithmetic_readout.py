@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mi_ablate import toys
-from mi_ablate.arithmetic._periods import off_bin, on_bin_count, power_of
-from mi_ablate.arithmetic.asking import Asked
-from mi_ablate.arithmetic.errors import AnswerErrors, answer_errors
-from mi_ablate.arithmetic.lines import line_addition
-from mi_ablate.arithmetic.readout import (
+from mi_ablate.arithmetic.neuron_level.errors import AnswerErrors, answer_errors
+from mi_ablate.arithmetic.neuron_level.lines import line_addition
+from mi_ablate.arithmetic.neuron_level.readout import (
     logit_spectrum,
     neuron_number_logits,
     number_logits,
     spectrum_of,
 )
-from mi_ablate.arithmetic.toy_problems import problems_of
+from mi_ablate.arithmetic.problem_sets.asking import Asked
+from mi_ablate.arithmetic.problem_sets.toy_problems import problems_of
+from mi_ablate.arithmetic.representation._periods import off_bin, on_bin_count, power_of
 from models import logits_with, tiny
 from number_parts import draw, sums
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mi_ablate as mi
-from mi_ablate.arithmetic.period_search import free_periods
-from mi_ablate.arithmetic.separability import cohen_kappa, residue_separability
-from mi_ablate.arithmetic.spectra import linearity, number_spectra, number_spectrum
-from mi_ablate.arithmetic.states import means_of
+from mi_ablate.arithmetic.representation.period_search import free_periods
+from mi_ablate.arithmetic.representation.separability import cohen_kappa, residue_separability
+from mi_ablate.arithmetic.representation.spectra import linearity, number_spectra, number_spectrum
+from mi_ablate.arithmetic.representation.states import means_of
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from mi_ablate.arithmetic import (
     reconstructions,
     swap,
 )
-from mi_ablate.arithmetic.written import METHODS, written_by_fits
+from mi_ablate.arithmetic.writing.written import METHODS, written_by_fits
 from models import loaded_family, tiny
 from test_arithmetic_problems import speaking
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import mi_ablate as mi
 from browser import open_offline
-from mi_ablate.arithmetic.planted_truth import SHARES
+from mi_ablate.arithmetic.by_hand.planted_truth import SHARES
 from mi_ablate.cli import app
 from mi_ablate.clock_analysis import analyse_clock
 from mi_ablate.clock_analysis.bench import dealt, solved

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mi_ablate import Ablate, Add, Erase, Rotate, Subspace, attached, collect, fit, fourier, helix
 from mi_ablate._types import FwdHooks
-from mi_ablate.arithmetic.filtering import number_filter
+from mi_ablate.arithmetic.writing.filtering import number_filter
 from models import logits_with
 
 FOLDER = Path(__file__).parent.parent / "hooks"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mi_ablate._shares import percentiles, resampled_means
 from mi_ablate._types import FwdHooks
-from mi_ablate.arithmetic.prompting import Problems
+from mi_ablate.arithmetic.problem_sets.prompting import Problems
 from mi_ablate.metrics import PositionMetric
 from mi_ablate.replay import Replay
 

@@ -140,7 +140,7 @@ def problems_for(
 
     from mi_ablate import modular, toys
     from mi_ablate.arithmetic import problems, problems_of
-    from mi_ablate.arithmetic.tasks import task_of
+    from mi_ablate.arithmetic.problem_sets.tasks import task_of
     from mi_ablate.loading import load_model, precision_of
 
     if name in toys.names() or Path(name).is_file():
@@ -185,7 +185,7 @@ def _check_single(model: "HookedModel", asked: "Problems", upto: int) -> None:
 
 def _known(model: "HookedModel", kind: "Kind") -> str | None:
     """The first template of a task whose words the tokenizer knows; the default where it knows all or none."""
-    from mi_ablate.arithmetic.single_tokens import encoded
+    from mi_ablate.arithmetic.problem_sets.single_tokens import encoded
 
     tokenizer = getattr(model, "tokenizer", None)
     unknown = getattr(tokenizer, "unk_token_id", None)

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate import arithmetic
-from mi_ablate.arithmetic.circuits import SmallestSets, smallest_sets
-from mi_ablate.arithmetic.components import ComponentEffects, component_effects
-from mi_ablate.arithmetic.heads import HeadRoles, head_roles
-from mi_ablate.arithmetic.mlps import MlpRoles, mlp_roles
-from mi_ablate.arithmetic.parts import Component, pair_runs
-from mi_ablate.arithmetic.paths import PathEffects, path_effects
+from mi_ablate.arithmetic.circuit.circuits import SmallestSets, smallest_sets
+from mi_ablate.arithmetic.circuit.components import ComponentEffects, component_effects
+from mi_ablate.arithmetic.circuit.heads import HeadRoles, head_roles
+from mi_ablate.arithmetic.circuit.mlps import MlpRoles, mlp_roles
+from mi_ablate.arithmetic.circuit.parts import Component, pair_runs
+from mi_ablate.arithmetic.circuit.paths import PathEffects, path_effects
 from mi_ablate.clock_analysis.bench import Bench
 from mi_ablate.model import collect
 

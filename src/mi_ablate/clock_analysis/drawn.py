@@ -10,8 +10,8 @@ from torch import Tensor
 from mi_ablate import figures
 from mi_ablate._shares import share_intervals
 from mi_ablate.arithmetic import Swaps
-from mi_ablate.arithmetic.components import EFFECTS, ComponentEffects, mean_intervals
-from mi_ablate.arithmetic.paths import PathEffects
+from mi_ablate.arithmetic.circuit.components import EFFECTS, ComponentEffects, mean_intervals
+from mi_ablate.arithmetic.circuit.paths import PathEffects
 from mi_ablate.clock_analysis.circuit import LEAST, Heads, Mlps, numbered
 from mi_ablate.clock_analysis.evidence import Evidence
 from mi_ablate.clock_analysis.last_token import CONTROLS, LastToken

@@ -16,7 +16,7 @@ from torch import Tensor
 from mi_ablate import arithmetic
 from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic import Problems, Swaps, Written
-from mi_ablate.arithmetic.last_token import BASES, PairFits, pair_fits
+from mi_ablate.arithmetic.representation.last_token import BASES, PairFits, pair_fits
 from mi_ablate.clock_analysis.bench import Bench
 from mi_ablate.design import Design, polynomial
 from mi_ablate.model import collect

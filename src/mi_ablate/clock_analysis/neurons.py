@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from mi_ablate.arithmetic.kept_neurons import KeptNeurons, fitted_accuracy
-from mi_ablate.arithmetic.neuron_effects import NeuronEffects, neuron_attribution
-from mi_ablate.arithmetic.neurons import NeuronFits, neuron_fits
+from mi_ablate.arithmetic.neuron_level.kept_neurons import KeptNeurons, fitted_accuracy
+from mi_ablate.arithmetic.neuron_level.neuron_effects import NeuronEffects, neuron_attribution
+from mi_ablate.arithmetic.neuron_level.neurons import NeuronFits, neuron_fits
 from mi_ablate.clock_analysis.bench import Bench
 
 KEPT = 0.8

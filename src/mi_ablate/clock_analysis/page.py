@@ -4,7 +4,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from mi_ablate.arithmetic.heads import LABELS
+from mi_ablate.arithmetic.circuit.heads import LABELS
 from mi_ablate.clock_analysis import drawn
 from mi_ablate.clock_analysis.circuit import LEAST, numbered
 from mi_ablate.clock_analysis.evidence import NOTHING

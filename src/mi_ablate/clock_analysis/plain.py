@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mi_ablate.arithmetic.components import ComponentEffects
+from mi_ablate.arithmetic.circuit.components import ComponentEffects
 from mi_ablate.clock_analysis.circuit import CIRCUIT, Heads, Mlps, numbered
 from mi_ablate.clock_analysis.last_token import LastToken
 from mi_ablate.clock_analysis.neurons import Neurons

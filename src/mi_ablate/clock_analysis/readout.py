@@ -9,9 +9,9 @@ import torch
 from mi_ablate import arithmetic
 from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic import Asked, Problems
-from mi_ablate.arithmetic.errors import AnswerErrors, answer_errors
-from mi_ablate.arithmetic.lines import LineAddition, line_addition
-from mi_ablate.arithmetic.readout import NumberSpectrum, logit_spectrum, neuron_number_logits
+from mi_ablate.arithmetic.neuron_level.errors import AnswerErrors, answer_errors
+from mi_ablate.arithmetic.neuron_level.lines import LineAddition, line_addition
+from mi_ablate.arithmetic.neuron_level.readout import NumberSpectrum, logit_spectrum, neuron_number_logits
 from mi_ablate.clock_analysis.bench import FITTED, Tries
 from mi_ablate.clock_analysis.neurons import Neurons
 

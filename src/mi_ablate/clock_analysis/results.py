@@ -18,9 +18,9 @@ from mi_ablate import arithmetic
 from mi_ablate._norms import NORMS
 from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic import Asked, Problems
-from mi_ablate.arithmetic.components import ComponentEffects
-from mi_ablate.arithmetic.helices import PERIODS
-from mi_ablate.arithmetic.paths import PathEffects
+from mi_ablate.arithmetic.circuit.components import ComponentEffects
+from mi_ablate.arithmetic.circuit.paths import PathEffects
+from mi_ablate.arithmetic.representation.helices import PERIODS
 from mi_ablate.clock_analysis import circuit
 from mi_ablate.clock_analysis.bench import FITTED, Bench, Progress, Tries, dealt, solved
 from mi_ablate.clock_analysis.circuit import Heads, Mlps

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mi_ablate.arithmetic.bags import Faithfulness, KnockOuts, faithfulness, knock_out
-from mi_ablate.arithmetic.heuristics import Heuristics, heuristics_of, neuron_contributions, top_per_layer
-from mi_ablate.arithmetic.neuron_effects import NeuronEffects
+from mi_ablate.arithmetic.neuron_level.bags import Faithfulness, KnockOuts, faithfulness, knock_out
+from mi_ablate.arithmetic.neuron_level.heuristics import Heuristics, heuristics_of, neuron_contributions, top_per_layer
+from mi_ablate.arithmetic.neuron_level.neuron_effects import NeuronEffects
 from mi_ablate.clock_analysis.bench import Bench, Tries
 
 A_LAYER = 200

@@ -24,7 +24,7 @@ from mi_ablate.arithmetic import (
     Problems,
     Separability,
 )
-from mi_ablate.arithmetic.helices import HeldOut, PeriodSubsets
+from mi_ablate.arithmetic.representation.helices import HeldOut, PeriodSubsets
 
 HELD = 3
 """Numbers ending in this digit are held out for the picture (Kantamneni & Tegmark 2025, App. C.1)."""

@@ -15,8 +15,8 @@ from mi_ablate import arithmetic
 from mi_ablate._prompt_files import Words
 from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic import Asked, Numerals, Problems, Swaps
-from mi_ablate.arithmetic.helices import PERIODS
-from mi_ablate.arithmetic.single_tokens import FORMS
+from mi_ablate.arithmetic.problem_sets.single_tokens import FORMS
+from mi_ablate.arithmetic.representation.helices import PERIODS
 from mi_ablate.helix_analysis.causal import causal
 from mi_ablate.helix_analysis.representation import Operand, Tries, operand
 

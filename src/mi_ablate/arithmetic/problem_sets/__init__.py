@@ -1,0 +1,1 @@
+"""Prompts with numbers: which integers are one token, tasks, problems, what a model answers, pairs."""
