@@ -202,13 +202,15 @@ def test_knocking_out_a_rule_is_setting_its_neurons_to_their_means() -> None:
 
 
 def test_random_neurons_of_a_knock_out_are_as_many_where_most_neurons_match() -> None:
-    model, problems = tiny(), sums()
+    model = tiny()
+    problems = sums(answers=logits_with(model, sums().tokens)[:, -1].argmax(-1))  # all right, so that edits show
     rule = Rule("range", "a", "a in 0..1", problems.inputs["a"] < 2)
     neurons = torch.tensor([[1, i] for i in range(24)])
     matched = heuristics_of(rule.prompts.double()[:, None].expand(-1, 24), problems.inputs, [rule], neurons=neurons)
     found = knock_out(model, problems, matched, ("range",))
     assert found.rules == [("range", "a in 0..1", 24)]
     assert torch.equal(found.accuracy["random"], found.accuracy["knocked out"])  # not the accuracy of no edit at all
+    assert found.accuracy["random"].mean() < 1 == found.clean.mean()
     few = replace(matched, overlap=matched.overlap * (torch.arange(24) < 10))
     assert knock_out(model, problems, few, ("range",)).rules == [("range", "a in 0..1", 10)]
 

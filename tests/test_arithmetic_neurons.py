@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mi_ablate import Ablate, helix, toys
+from mi_ablate.arithmetic.circuit.components import component_effects
 from mi_ablate.arithmetic.neuron_level._final_norm import FinalNorm, final_norm, gains
 from mi_ablate.arithmetic.neuron_level._neuron_sites import neurons_of, written
 from mi_ablate.arithmetic.neuron_level.kept_neurons import fitted_accuracy
@@ -322,6 +323,20 @@ def test_attribution_agrees_with_patching_where_neurons_matter_and_has_a_control
     none = NeuronEffects("direct", "live", direct.neurons, -direct.mean.abs(), direct.error, direct.shuffled, 1)
     with pytest.raises(ValueError, match="needs a sum above 0"):
         none.carrying()
+
+
+@pytest.mark.parametrize("norm", ["live", "frozen"])
+def test_direct_effects_of_neurons_and_of_components_are_one_measure(norm: str) -> None:
+    """The closed form and the model's own modules: of a frozen norm neurons add up to their MLP, one neuron is one in both."""
+    model, given = tiny(), pairs(sums(), 8)
+    sizes = model.blocks[1].mlp.W_out.detach().clone()
+    sizes[torch.arange(24) != 5] = 0
+    alone = tiny(weights={"blocks.1.mlp.W_out": sizes})
+    one = component_effects(alone, given, "MLP 1", norm=norm, draws=0).direct[0].mean()
+    assert torch.allclose(neuron_direct_effects(alone, given, [(1, 5)], norm=norm).mean[0], one, atol=1e-12)
+    whole = component_effects(model, given, "mlps", norm=norm, draws=0).direct.mean(1)
+    parts = neuron_direct_effects(model, given, norm=norm).mean.unflatten(0, (2, 24)).sum(1)
+    assert torch.allclose(parts, whole, atol=1e-10) == (norm == "frozen")
 
 
 @pytest.mark.parametrize("way", [neuron_attribution, neuron_direct_effects])

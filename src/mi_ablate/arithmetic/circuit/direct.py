@@ -7,7 +7,9 @@ With norm="live" the final norm takes its scale from x + δ_c, as Kantamneni and
 that of the whole. Centring and folded weights are done by the model's own `ln_final`.
 
 No pass is run: the residual stream is read once, and each component costs one norm and, where only the answer's logit
-is asked for, one column of W_U.
+is asked for, one column of W_U. The model's own modules do it, so any norm and any metric will do, in the model's dtype: in
+half precision x + δ is rounded as the model rounds it. Thousands of neurons, each along one row of W_out, go by the closed form
+of `_final_norm` instead, in float64, for LayerNorm and RMSNorm and the answer's logit; a test holds the two together.
 """
 
 import warnings

@@ -3,7 +3,8 @@
     logit(x) = (x̃ · g) / s(x) + constant,   s² = |x̃|² / d + eps,   g = w ⊙ W_U[:, token], centred for LayerNorm
 
 with x̃ = x - mean(x) for LayerNorm and x itself for RMSNorm. Along x + δ u all of it follows from five inner products.
-The form is checked against the model's own logits before it is used.
+The form is checked against the model's own logits before it is used. It serves neurons, whose changed streams would be too
+many to write down; components go through the model's own norm (`direct`), whatever it is.
 """
 
 from dataclasses import dataclass
