@@ -29,9 +29,9 @@ def clocks() -> str:
         + "\n\nWritten on the token of a, numbers held out in five parts: the largest mean rise of the clean answer's logit "
         "over the layers.\n\n"
         + markdown(writes)
-        + "\n\n`python benchmarks/clocks.py --write`; 3,000 problems, 100 pairs, one thread. Shares of the clean vectors' effect "
-        "or of the accuracy of true values, control in brackets. The rules of the verdict are on the page of `mi-ablate clock`: "
-        "bounds of 0.5 and of 0.1 above the control, at least three lines."
+        + "\n\n`python benchmarks/clocks.py --write`; 3,000 problems, 100 pairs, one thread. Shares of the clean vectors' "
+        "effect or of the accuracy of true values, control in brackets. The rules of the verdict are on the page of `mi-ablate "
+        "clock`: bounds of 0.5 and of 0.1 above the control, at least three lines."
     )
 
 

@@ -111,6 +111,15 @@ def test_the_code_of_the_language_model_page_prints_what_the_page_says(capsys):
     assert shares[1] > 0.5, "the control that is blind to the contrast"
 
 
+def test_the_code_of_the_numbers_page_runs(capsys):
+    (code,) = blocks("numbers.md", "python")
+    scope: dict = {}
+    exec(code, scope)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["helix", "polynomial", "shuffled"]
+    assert lines[3].startswith("Swaps(whole at a")
+
+
 def test_the_sae_recipe_runs(capsys):
     pytest.importorskip("sae_lens", reason="needs the extra sae")
     _, code = blocks("language_models.md", "python")
@@ -128,7 +137,7 @@ def test_the_commands_of_the_readme_and_the_language_model_page_exist():
     from mi_ablate.cli import app
 
     commands = typer.main.get_command(app).commands
-    text = "\n".join([*blocks("language_models.md", "sh"), *blocks("../README.md", "sh")])
+    text = "\n".join([*blocks("language_models.md", "sh"), *blocks("numbers.md", "sh"), *blocks("../README.md", "sh")])
     lines = [line for line in text.splitlines() if line.startswith("mi-ablate")]
     assert len(lines) > 10
     for line in lines:
