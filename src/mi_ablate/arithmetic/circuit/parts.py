@@ -169,7 +169,8 @@ class PairRuns:
     def change(self, component: Component, written: Mapping[str, Tensor] | None = None) -> Float[Tensor, "n d_model"]:
         """Return what the patch adds to the residual stream, in float32 or better."""
         source = self.clean if written is None else written
-        x = wide(source[component.site]) - wide(self.corrupted[component.site])
+        base = wide(self.corrupted[component.site])
+        x = wide(source[component.site]).to(base.device) - base
         return x if component.head is None else head_writes(self.model, component, x[:, component.head])
 
 

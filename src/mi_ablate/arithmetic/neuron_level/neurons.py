@@ -2,7 +2,7 @@
 
     N(a, b) = c_a a + c_b b + sum over t in {a, b, answer} and periods T of c_tT cos(2π(t - d_tT) / T) + constant
 
-c cos(w(t - d)) = α cos wt + β sin wt, with c² = α² + β² and d = T atan2(β, α) / 2π, so this is linear in α, β: 24
+c cos(w(t - d)) = α cos wt + β sin wt, with c² = α² + β² and d = T atan2(β, α) / 2π, so this is linear in α, β: 23
 independent columns beside the constant for T in {2, 5, 10, 100} (the sine of period 2 is zero on integers, and the answer has
 no linear column, being a + b). arXiv 2502.00873 (section 5.4, App. D.2) fits each neuron by gradient descent, 4,587 of
 them in 6 h 25 min on a GPU.
@@ -10,7 +10,7 @@ them in 6 h 25 min on a GPU.
 The pre-activation is what enters the MLP's nonlinearity (mlp.hook_pre), at the answer's position. In a gated MLP (Llama) that
 is the gate's side; the neuron's value is its nonlinearity times a second linear function of the stream, which is not fitted.
 
-What it does not say: a share of variance is of the fitted prompts, and 24 columns fit noise to r2 = 24 / (n - 1) (the
+What it does not say: a share of variance is of the fitted prompts, and 23 columns fit noise to r2 = 23 / (n - 1) (the
 shuffled column shows that). A neuron whose fit is dominated by "answer" is not thereby one that adds: cos w(a + b) is a
 product of functions of a and of b, which a nonlinearity before it can have made. The fraction of the answer terms has no
 meaning where r2 is near the shuffled one.

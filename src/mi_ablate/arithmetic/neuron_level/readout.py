@@ -11,6 +11,9 @@ the longest one. It takes some of the longest period along; numbers of a modulus
 spectrum has a strongest period: the shares stand beside those of the same logits with the numbers shuffled. lm_head's
 bias (GPT-J has one) is no neuron's and not part of a neuron's logits. norm="skipped" reads w·W_U as published; with
 "frozen" w is centred, weighted and divided as the final norm of that prompt does it.
+
+This is the rhythm of logits over the numbers, one curve at a time (`NumberSpectrum`); how numbers are represented, over all
+dimensions of a site, is `number_spectra`.
 """
 
 import warnings
