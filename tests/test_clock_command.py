@@ -17,6 +17,7 @@ from mi_ablate.cli import app
 from mi_ablate.clock_analysis import analyse_clock
 from mi_ablate.clock_analysis.bench import dealt, solved
 from mi_ablate.clock_analysis.evidence import CLOCK, HEURISTICS, NEITHER, NOTHING, UNDECIDED, Line, verdict_of
+from mi_ablate.clock_analysis.neurons import commonest
 from mi_ablate.clock_analysis.page import write
 from mi_ablate.clock_analysis.readout import strongest
 from mi_ablate.published import compared
@@ -255,3 +256,7 @@ def test_tasks_with_several_right_answers_are_refused() -> None:
     problems = replace(sums(), accepted=torch.ones(25, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match="have several right answers, and the Clock is about one"):
         analyse_clock(tiny(), problems)
+
+
+def test_neurons_without_a_period_are_no_commonest_period() -> None:
+    assert commonest([{"period": x} for x in (float("nan"), 10.0, float("nan"), 10.0, 5.0)]) == "10 (2), 5 (1)"

@@ -81,9 +81,9 @@ def median(values: list[float]) -> float:
 
 
 def commonest(rows: list[dict[str, Any]]) -> str:
-    """Return the three commonest dominant periods and their counts."""
+    """Return the three commonest dominant periods and their counts; neurons without a period (NaN) are left out."""
     counts: dict[str, int] = {}
-    for row in rows:
+    for row in (row for row in rows if row["period"] == row["period"]):
         name = f"{row['period']:.4g}"
         counts[name] = counts.get(name, 0) + 1
     most = sorted(counts.items(), key=lambda item: -item[1])[:3]
