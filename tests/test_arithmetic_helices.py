@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mi_ablate as mi
-from mi_ablate.arithmetic.representation.helices import (
+from mi_ablate.arithmetic import (
     cartesian,
     design_fits,
     held_out_fit,

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+import mi_ablate as mi
+from mi_ablate import arithmetic
 from mi_ablate.figures import helix, lines
 
 
@@ -67,3 +69,23 @@ def test_lines_refuse_what_they_cannot_draw() -> None:
         lines([1, 2, 3], {"a": [1.0, 2.0]})
     with pytest.raises(ValueError, match="'b' has no line"):
         lines([1], {"a": [1.0]}, controls=["b"])
+
+
+def test_results_of_numbers_draw_themselves() -> None:
+    """A helix to turn with the numbers that it has not seen, a spectrum beside its shuffles, a line a method."""
+    values = torch.arange(100)
+    design = mi.helix(values, (5, 10)).matrix
+    acts = design @ torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = arithmetic.means_of(acts, values)
+    held = arithmetic.held_out_fit(means, values % 10 == 3, (5, 10))
+    figure = held.plot()
+    assert [t.name for t in figure.data] == ["the fit", "numbers", "held-out numbers"]
+    assert list(figure.data[2].z) == pytest.approx([a for a in range(100) if a % 10 == 3])
+    assert len(figure.layout.updatemenus[0].buttons) == 2
+    assert arithmetic.helix_fits(means, (2, 10)).planes() == {10: [3, 4]}, "period 2 has no sine"
+
+    spectrum = arithmetic.number_spectra(means, of_interest=(10,))
+    drawn = spectrum.plot({spectrum.sites[0]: "planted"})
+    assert [t.name for t in drawn.data] == ["planted", "shuffled numbers"]
+    assert drawn.data[0].x[max(range(50), key=lambda i: drawn.data[0].y[i])] in (5, 10, 100)
+    assert float(spectrum.null_shares.sum()) == pytest.approx(1)

@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from mi_ablate import figures
 from mi_ablate.arithmetic import NumberSpectra, Swaps
-from mi_ablate.helix_analysis.representation import DEAD, Operand, planes
+from mi_ablate.helix_analysis.representation import DEAD, Operand
 
 LINES = 5
 """Layers whose spectrum is drawn; the table has all."""
@@ -34,32 +30,13 @@ def spectrum_items(x: Operand) -> list[Any]:
     items: list[Any] = []
     if x.embedding is not None:
         n = round(float(x.embedding.periods[0]))
-        items.append(_spectrum(x.embedding, [0], ["embedding"], f"Embedding of the numbers 0 to {n - 1}"))
+        items.append(x.embedding.plot({x.embedding.sites[0]: "embedding"}, f"Embedding of the numbers 0 to {n - 1}"))
     if x.spectra is not None:
         chosen = spread(len(x.spectra.sites), LINES)
-        names = [spoken(x.spectra.sites[i]) for i in chosen]
-        items.append(_spectrum(x.spectra, chosen, names, f"Residual stream at {x.of}, {len(x.means.values)} numbers"))
+        names = {x.spectra.sites[i]: spoken(x.spectra.sites[i]) for i in chosen}
+        items.append(x.spectra.plot(names, f"Residual stream at {x.of}, {len(x.means.values)} numbers"))
         items.append(spectrum_rows(x, x.spectra))
     return items
-
-
-def _spectrum(spectra: NumberSpectra, chosen: Sequence[int], names: Sequence[str], title: str) -> Any:
-    """Share of the variance against period; the shuffled control is that of the first of them."""
-    periods = spectra.periods.tolist()
-    series = {name: spectra.shares[i] for i, name in zip(chosen, names)}
-    series["shuffled numbers"] = null_shares(spectra)[chosen[0]]
-    marks = [T for T in MARKS if periods[-1] <= T <= periods[0]] or [periods[0], periods[-1]]
-    return figures.lines(
-        [round(T, 6) for T in periods], series, controls=["shuffled numbers"], log=True, marks=marks, title=title,
-        axes=("period (logarithmic)", "share of the variance"),
-    )  # fmt: skip
-
-
-def null_shares(spectra: NumberSpectra) -> Float[Tensor, "sites k"]:
-    """Return the shuffled power as shares of the variance, lines counted as in ``shares``."""
-    ratio = spectra.shares / spectra.power.clamp(min=1e-300)
-    null = spectra.null * torch.where(spectra.power > 0, ratio, ratio.amax(1, keepdim=True))
-    return null / null.sum(1, keepdim=True).clamp(min=1e-300)
 
 
 def spectrum_rows(x: Operand, spectra: NumberSpectra) -> list[dict[str, Any]]:
@@ -161,18 +138,11 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def held_out_items(x: Operand) -> list[Any]:
     """Return the helix at the best layer, with the numbers that the fit has not seen."""
-    if x.held is None or x.coordinates is None:
+    if x.held is None or not x.held.fits.planes():
         return []
-    pairs, i = planes(x.held.fits), x.means.index(x.best)
-    delta = dict(zip(x.fits.parts, x.fits.delta[i].tolist()))
-    circles = {T: x.coordinates[:, pairs[T]] for T in sorted(pairs, key=lambda T: -delta[f"{T:g}"])}
-    if not circles:
-        return []
-    line = x.coordinates[:, x.held.fits.labels.index(f"{x.of}:linear")]
-    title = (
-        f"Numbers on the helix, the stream {spoken(x.best)}. Those that end in 3 were held out (R² {x.held.r2[i]:.3f})"
-    )
-    return [figures.helix(x.means.values, circles, line, title, held_out=x.held.held.values.tolist())]
+    r2 = float(x.held.r2[x.means.index(x.best)])
+    title = f"Numbers on the helix, the stream {spoken(x.best)}. Those that end in 3 were held out (R² {r2:.3f})"
+    return [x.held.plot(x.best, title)]
 
 
 def probe_items(x: Operand) -> list[Any]:
@@ -189,14 +159,7 @@ def probe_items(x: Operand) -> list[Any]:
 
 def swap_items(swaps: Swaps, title: str) -> list[Any]:
     """Return the logit difference by layer with its intervals, and each method where it is largest."""
-    means, ends = swaps.mean(), swaps.intervals()
-    there = {name: m for m, name in enumerate(swaps.methods)}
-    drawn = figures.lines(
-        short(swaps.sites), {name: means[m] for name, m in there.items()},
-        bands={name: ends[:, m] for name, m in there.items() if name not in CONTROLS} if ends.isfinite().all() else None,
-        controls=[name for name in CONTROLS if name in there], axes=("layer", "logit difference"), title=title,
-    )  # fmt: skip
-    return [drawn, extreme_rows(swaps)]
+    return [swaps.plot(title=title), extreme_rows(swaps)]
 
 
 def extreme_rows(swaps: Swaps) -> list[dict[str, Any]]:

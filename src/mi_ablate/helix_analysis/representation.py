@@ -24,7 +24,8 @@ from mi_ablate.arithmetic import (
     Problems,
     Separability,
 )
-from mi_ablate.arithmetic.representation.helices import HeldOut, PeriodSubsets
+from mi_ablate.arithmetic.representation.helices import PeriodSubsets
+from mi_ablate.arithmetic.representation.left_out import HeldOut
 
 HELD = 3
 """Numbers ending in this digit are held out for the picture (Kantamneni & Tegmark 2025, App. C.1)."""
@@ -71,8 +72,6 @@ class Operand:
     """The site whose leave-one-number-out R² is highest."""
     held: HeldOut | None
     """Fitted without the numbers that end in 3."""
-    coordinates: Float[Tensor, "v k"] | None
-    """Of each number on that helix at the best site, a column a label of the fits."""
     free: list[FreePeriods]
     """Searched without assuming any period: at the first site and at the best."""
     probes: CircularProbes
@@ -120,7 +119,6 @@ def operand(
         subsets=arithmetic.subsets(means, periods),
         best=best,
         held=held,
-        coordinates=None if held is None else arithmetic.projected(means, held.fits.fit(best), best),
         free=[x for x in searched if x is not None],
         probes=arithmetic.circular_probes(means, seed=seed),
         circles=tries(f"irreducibility at {of}", lambda: _circles(means, fits, best, seed)) or [],
@@ -172,19 +170,8 @@ def _circles(means: NumberMeans, fits: HelixFits, site: str, seed: int) -> list[
     for name, some in (("period", fits), ("shuffled, period", null)):
         fit = some.fit(site)
         coordinates = arithmetic.projected(means, fit, site)
-        for T, pair in planes(fits).items():
+        for T, pair in fits.planes().items():
             found.append(arithmetic.irreducibility(coordinates[:, pair], f"{name} {T:g}", seed=seed))
-    return found
-
-
-def planes(fits: HelixFits) -> dict[int | float, list[int]]:
-    """Return the columns of cosine and sine of each period that has both: the sine of period 2 is zero on whole numbers."""
-    found = {}
-    for T in fits.periods:
-        pair = [fits.labels.index(f"{fits.means.of}:{word} {T:g}") for word in ("cos", "sin")]
-        lengths = fits.norms[:, pair]
-        if bool((lengths > DEAD * lengths.amax(1, keepdim=True)).all()):
-            found[T] = pair
     return found
 
 

@@ -19,16 +19,20 @@ When it misleads: any smooth curve is well fitted by a line and slow sines, so a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from mi_ablate.arithmetic.representation.phases import polar
 from mi_ablate.arithmetic.representation.solving import Solved, solved
 from mi_ablate.arithmetic.representation.states import NumberMeans
 from mi_ablate.design import Design, helix
 from mi_ablate.regression import Fit
 
+_FLAT = 1e-6
+"""A column shorter than this share of its partner's is no direction."""
 PERIODS = (2, 5, 10, 100)
 """The periods that Kantamneni & Tegmark chose for numbers in base 10."""
 
@@ -115,6 +119,30 @@ class HelixFits:
     def polar(self) -> tuple[Float[Tensor, "sites periods d"], Float[Tensor, "sites periods d"]]:
         """Return amplitude and phase of each dimension: cos and sin coefficients as A cos(2πa/T - φ), φ in (-π, π]."""
         return polar(self.coef[:, _circles(self.labels)])
+
+    def planes(self) -> dict[int | float, list[int]]:
+        """Return the columns of cosine and sine of each period that has both: on integers period 2 has no sine."""
+        found = {}
+        for T in self.periods:
+            pair = [self.labels.index(f"{self.means.of}:{word} {T:g}") for word in ("cos", "sin")]
+            lengths = self.norms[:, pair]
+            if bool((lengths > _FLAT * lengths.amax(1, keepdim=True)).all()):
+                found[T] = pair
+        return found
+
+    def plot(self, site: str | int = 0, means: NumberMeans | None = None, title: str | None = None) -> Any:
+        """Return the numbers of ``means`` on the helix of a site, to turn, a button a period; those not fitted are diamonds."""
+        from mi_ablate.figures import helix
+
+        means = self.means if means is None else means
+        name = self.sites[self.means.index(site)]
+        at, line = projected(means, self.fit(name), name), f"{self.means.of}:linear"
+        falls = dict(zip(self.parts, self.delta[self.means.index(name)].tolist()))
+        planes = self.planes()
+        circles = {T: at[:, planes[T]] for T in sorted(planes, key=lambda T: -falls[f"{T:g}"])}
+        height = at[:, self.labels.index(line)] if line in self.labels else torch.zeros(len(at))
+        unseen = sorted({*means.values.tolist()} - {*self.means.values.tolist()})
+        return helix(means.values, circles, height, title or f"Numbers on the helix of {name}", held_out=unseen)
 
     def table(self) -> list[dict[str, object]]:
         """Return a row a site."""
@@ -235,60 +263,12 @@ def subsets(means: NumberMeans, periods: Sequence[int | float] = PERIODS) -> Per
     )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HeldOut:
-    """A helix fitted without some numbers, and where those numbers lie (the continuity test of App. C.1)."""
-
-    fits: HelixFits
-    held: NumberMeans
-    r2: Float[Tensor, " sites"]
-    """Of the held-out numbers, against the mean of the fitted ones; below 0: worse than it."""
-
-    def table(self) -> list[dict[str, object]]:
-        """Return a row a site: R² of the fitted and of the held-out numbers."""
-        rows = zip(self.fits.sites, self.fits.r2_means.tolist(), self.r2.tolist())
-        return [{"site": site, "r2 fitted": fitted, "r2 held out": held} for site, fitted, held in rows]
-
-    def __repr__(self) -> str:
-        return f"HeldOut({len(self.held.values)} numbers held out, R² at most {float(self.r2.max()):.3f})"
-
-
-def held_out_fit(means: NumberMeans, hold: Bool[Tensor, " v"], periods: Sequence[int | float] = PERIODS) -> HeldOut:
-    """Fit on the numbers outside ``hold`` (such as ``means.values % 10 == 3``) and score the numbers in it.
-
-    Raises:
-        ValueError: all numbers held out, or none.
-
-    """
-    held, fits = means.kept(hold), helix_fits(means.kept(~hold), periods)
-    shares = []
-    for site in means.sites:
-        fit, y = fits.fit(site), held.at(site)
-        error = (y - fit.predict(fits.design(held.values))).square().sum(1)
-        shares.append(1 - (held.counts * error).sum() / (held.counts * (y - fit.mean).square().sum(1)).sum())
-    return HeldOut(fits, held, torch.stack(shares))
-
-
 def projected(means: NumberMeans, fit: Fit, site: str | int) -> Float[Tensor, "v k"]:
     """Return the helix coordinates C⁺(h - intercept) of each number, a column a label of the fit (eq. 4 of §4.3).
 
     A column that the fit could not use (the sine of period 2) has the coordinate 0.
     """
     return (means.at(site) - fit.intercept) @ torch.linalg.pinv(fit.coef, rtol=1e-8)
-
-
-def polar(coef: Float[Tensor, "*batch columns d"]) -> tuple[Float[Tensor, "*batch p d"], Float[Tensor, "*batch p d"]]:
-    """Return amplitude and phase of coefficients in the order cos, sin, cos, sin: A cos(θ - φ)."""
-    cos, sin = coef[..., 0::2, :], coef[..., 1::2, :]
-    return torch.hypot(cos, sin), torch.atan2(sin, cos)
-
-
-def cartesian(
-    amplitude: Float[Tensor, "*batch p d"], phase: Float[Tensor, "*batch p d"]
-) -> Float[Tensor, "*batch columns d"]:
-    """Return the coefficients of cos, sin, cos, sin: the inverse of `polar`."""
-    pairs = torch.stack([amplitude * phase.cos(), amplitude * phase.sin()], dim=-2)
-    return pairs.flatten(-3, -2)
 
 
 def _circles(labels: tuple[str, ...]) -> list[int]:

@@ -16,8 +16,9 @@ spike says neither that the residue can be read off (`residue_separability`) nor
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,8 @@ from mi_ablate.arithmetic.representation.products import check_draws
 from mi_ablate.arithmetic.representation.states import NumberMeans, means_of
 
 OF_INTEREST = (2, 2.5, 5, 10, 100)
+MARKS = (2, 5, 10, 100)
+"""Periods that a figure labels."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +70,33 @@ class NumberSpectra:
         top = (power >= padded[:-2]) & (power > padded[2:]) & (power > self.ceiling[i])
         found = torch.nonzero(top).flatten()
         return self.periods[found[power[found].argsort(descending=True)]].tolist()
+
+    @property
+    def null_shares(self) -> Float[Tensor, "sites k"]:
+        """The mean power of the permutations as shares of the variance, lines counted as in ``shares``."""
+        ratio = self.shares / self.power.clamp(min=1e-300)
+        null = self.null * torch.where(self.power > 0, ratio, ratio.amax(1, keepdim=True))
+        return null / null.sum(1, keepdim=True).clamp(min=1e-300)
+
+    def plot(
+        self, sites: Mapping[str, str] | None = None, title: str | None = None, marks: Sequence[int | float] = MARKS
+    ) -> Any:
+        """Return the share of the variance against the period, a line a site, shuffled numbers (of the first) in grey.
+
+        ``sites``: by site, what to call it; all under their own names for None. ``marks``: periods to point out.
+        """
+        from mi_ablate.figures import lines
+
+        names = dict(zip(self.sites, self.sites)) if sites is None else dict(sites)
+        rows = [self.sites.index(site) for site in names]
+        series = {name: self.shares[i] for i, name in zip(rows, names.values())}
+        series["shuffled numbers"] = self.null_shares[rows[0]]
+        periods = self.periods.tolist()
+        inside = [T for T in marks if periods[-1] <= T <= periods[0]] or [periods[0], periods[-1]]
+        return lines(
+            [round(T, 6) for T in periods], series, controls=["shuffled numbers"], log=True, marks=inside, title=title,
+            axes=("period (logarithmic)", "share of the variance"),
+        )  # fmt: skip
 
     def table(self, count: int = 10) -> list[dict[str, object]]:
         """Return the ``count`` strongest lines of each site."""

@@ -35,6 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mi_ablate._names import resolve_all
+from mi_ablate._places import short_names
 from mi_ablate._shares import percentiles, resampled_means, share_intervals
 from mi_ablate._types import FwdHooks, HookedModel, nearest
 from mi_ablate.arithmetic.problem_sets.pairing import Pairs
@@ -97,6 +98,20 @@ class Swaps:
             ends = {"low": float(low[m, s]), "high": float(high[m, s])}
             found[name] = {"site": self.sites[s], "mean": float(means[m, s]), **ends}
         return found
+
+    def plot(self, measure: str = "gain", title: str | None = None) -> Any:
+        """Return a line a method over the sites, with bands for the intervals; "shuffled" and "random" are grey."""
+        from mi_ablate.figures import lines
+
+        means, ends, (names, axis) = self.mean(measure), self.intervals(measure), short_names(self.sites)
+        floor = [name for name in ("shuffled", "random") if name in self.methods]
+        rows = {name: m for m, name in enumerate(self.methods)}
+        bands = {
+            name: ends[:, m] for name, m in rows.items() if name not in floor and bool(ends[:, m].isfinite().all())
+        }
+        said = "logit difference" if measure == "gain" else measure.replace("_", " ")
+        series = {name: means[m] for name, m in rows.items()}
+        return lines(names, series, bands=bands, controls=floor, axes=(axis, said), title=title)
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a site and method: the mean of each measure, and the interval of the gain."""
