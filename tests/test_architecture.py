@@ -52,6 +52,7 @@ ORDER = (
     ("others",),
     ("modular",),
     ("methods",),
+    ("_shipped",),
     ("adders", "contrasts", "diaries"),
     ("toys",),
     ("loading",),

@@ -2,24 +2,15 @@
 
 from pathlib import Path
 
+from mi_ablate._shipped import training_bar
 from mi_ablate.adders.shipping import save
 from mi_ablate.adders.training import Settings, train
 
 
 def main(seed: int = Settings.seed, steps: int = Settings.steps, out: Path = Path("runs/adder")) -> None:
     """Train a GPT-2 on sums of two numbers below 100; one torch thread."""
-    import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    torch.set_num_threads(1)
-    loss = TextColumn("loss {task.fields[loss]:.3f}")
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), loss)
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=steps, loss=float("nan"))
-        trained = train(
-            Settings(seed=seed, steps=steps), lambda done, _, loss: bar.update(task, completed=done, loss=loss)
-        )
+    with training_bar(steps) as progress:
+        trained = train(Settings(seed=seed, steps=steps), progress)
     command = f"python -m mi_ablate.adders --seed {seed} --steps {steps}"
     right = trained.scores["held out"].accuracy
     print(f"{trained.seconds:.0f} s; {right:.4f} of the held-out sums right: {save(trained, out, command)}")

@@ -1,10 +1,8 @@
 """Write a trained adder as a Hugging Face folder with a card, which `transformers` and `load_model` read."""
 
-import json
-import platform
-from importlib import metadata
 from pathlib import Path
 
+from mi_ablate._shipped import facts, write_folder
 from mi_ablate.adders.text import tokenizer
 from mi_ablate.adders.training import EVERY, Trained
 
@@ -45,30 +43,14 @@ def save(trained: Trained, folder: str | Path, command: str) -> Path:
         command: what made it, for the card.
 
     """
-    folder = Path(folder)
-    trained.model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    settings = folder / "tokenizer_config.json"
-    card = json.loads(settings.read_text(encoding="utf-8"))
-    card["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 5 writes a name that 4 does not know
-    settings.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(trained, command), encoding="utf-8")
-    return folder
+    return write_folder(trained.model, tokenizer(), folder, _card(trained, command))
 
 
 def _card(trained: Trained, command: str) -> str:
-    config, reached = trained.model.config, trained.steps_to(0.99)
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-    filled = _CARD.format(
-        parameters=sum(p.numel() for p in trained.model.parameters()),
-        context=config.n_positions,
-        words=config.vocab_size,
-        command=command,
-        reached="never" if reached is None else f"for the first time after {reached} steps (looked at every {EVERY})",
-        seconds=trained.seconds,
-        versions=f"python {platform.python_version()}, {packages}",
-        **vars(trained.settings),
-    )
+    reached = trained.steps_to(0.99)
+    said = "never" if reached is None else f"for the first time after {reached} steps (looked at every {EVERY})"
+    common = facts(trained.model, command, trained.seconds)
+    filled = _CARD.format(**common, reached=said, **vars(trained.settings))
     return filled + "".join(
         f"| {name} | {found.problems} | {found.accuracy:.4f} | {found.loss:.4f} |\n"
         for name, found in trained.scores.items()

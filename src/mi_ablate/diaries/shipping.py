@@ -1,10 +1,8 @@
 """Write a trained diary model as a Hugging Face folder with a card, which `transformers` and `load_model` read."""
 
-import json
-import platform
-from importlib import metadata
 from pathlib import Path
 
+from mi_ablate._shipped import facts, write_folder
 from mi_ablate.diaries.text import tokenizer
 from mi_ablate.diaries.training import Trained
 
@@ -41,27 +39,9 @@ def save(trained: Trained, folder: str | Path, command: str) -> Path:
         command: what made it, for the card.
 
     """
-    folder = Path(folder)
-    trained.model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    settings = folder / "tokenizer_config.json"
-    card = json.loads(settings.read_text(encoding="utf-8"))
-    card["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 5 writes a name that 4 does not know
-    settings.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(trained, command), encoding="utf-8")
-    return folder
+    return write_folder(trained.model, tokenizer(), folder, _card(trained, command))
 
 
 def _card(trained: Trained, command: str) -> str:
-    config, s = trained.model.config, trained.settings
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-    filled = _INTRODUCTION.format(
-        parameters=sum(p.numel() for p in trained.model.parameters()),
-        context=config.n_positions,
-        words=config.vocab_size,
-        command=command,
-        seconds=trained.seconds,
-        versions=f"python {platform.python_version()}, {packages}",
-        **vars(s),
-    )
+    filled = _INTRODUCTION.format(**facts(trained.model, command, trained.seconds), **vars(trained.settings))
     return filled + "".join(f"| {kind} | {a:.4f} | {b:.4f} |\n" for kind, (a, b) in trained.losses.items())
