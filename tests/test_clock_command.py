@@ -233,6 +233,10 @@ def test_problems_are_dealt_apart_where_there_are_enough() -> None:
     [
         (["adder", "--pairs", "1"], "two pairs and one head at least"),
         (["adder", "--heads", "0"], "two pairs and one head at least"),
+        (["adder", "--periods", "0"], "periods [0.0]: give at least one, each once, all of them finite and 2 or more"),
+        (["adder", "--periods", "1.5"], "periods [1.5]: give at least one"),
+        (["adder", "--free", "3", "--periods", "5"], "so many of the strongest periods, or periods of your own"),
+        (["adder", "--free", "-1"], "so many of the strongest periods, or periods of your own"),
         (["adder", "--norm", "none"], "'live' (the final norm sees the change)"),
         (["nowhere/at/all"], "nowhere/at/all"),
         (["adder", "--published", "none.json"], "none.json"),

@@ -231,11 +231,22 @@ def test_the_page_on_a_narrow_screen(planted, tmp_path) -> None:
         (["PLANTED", "--template", "{a}{b}="], "{a} of '{a}{b}=' has no token of its own"),
         (["PLANTED", "--upto", "600"], "--upto 600: 521 is no single token"),
         (["PLANTED", "--upto", "6"], "6 numbers leave nothing over for 9 columns"),
-        (["PLANTED", "--limit", "0"], "limit=0: at least 1 problem"),
+        (["PLANTED", "--limit", "0"], "--limit 0: at least 1 problem"),
+        (["add97", "--limit", "-3"], "--limit -3: at least 1 problem"),
+        (["no-such-model", "--free", "-1"], "free=-1, pairs=100: no fewer than 0 periods to search"),
+        (["no-such-model", "--pairs", "1"], "free=4, pairs=1: no fewer than 0 periods to search, and two pairs"),
+        (["no-such-model", "--periods", "inf"], "periods [inf]: give at least one, each once, all of them finite"),
+        (["no-such-model", "--periods", "nan"], "periods [nan]: give at least one, each once, all of them finite"),
+        (["no-such-model", "--periods", "2", "--periods", "2"], "periods [2.0, 2.0]: give at least one, each once"),
+        (["no-such-model", "--out", "README.md"], "README.md"),
+        (["add97", "--revision", "main"], "leave out --template, --upto, --bos, --no-bos and --revision"),
         (["PLANTED", "--at", "c"], "at=['c']: the operands of 'a + b' are a, b"),
         (["PLANTED", "--layers", "7"], "Layer 7 is out of range"),
         (["PLANTED", "--layers", "one"], "Layers 'one': write numbers and ranges"),
-        (["PLANTED", "--periods", "0", "--limit", "200"], "periods [0]: give at least one, all of them positive"),
+        (
+            ["PLANTED", "--periods", "0"],
+            "periods [0.0]: give at least one, each once, all of them finite and 2 or more",
+        ),
         (["PLANTED", "--dtype", "foo"], "dtype 'foo' is no floating PyTorch dtype"),
         (["PLANTED", "--published", "nowhere.json"], "nowhere.json is no readable JSON of published numbers"),
         (["addmul97", "--task", "mul"], "circles of discrete logarithms"),
@@ -246,8 +257,9 @@ def test_the_page_on_a_narrow_screen(planted, tmp_path) -> None:
 def test_bad_input_is_one_sentence(arguments, message, planted, tmp_path, capsys, monkeypatch) -> None:
     from mi_ablate.cli import main
 
-    given = [str(planted) if word == "PLANTED" else word for word in arguments]
-    monkeypatch.setattr("sys.argv", ["mi-ablate", "helix", *given, "--out", str(tmp_path)])
+    there = {"PLANTED": str(planted), "README.md": str(Path(__file__).parents[1] / "README.md")}
+    given = [there.get(word, word) for word in arguments]
+    monkeypatch.setattr("sys.argv", ["mi-ablate", "helix", "--out", str(tmp_path), *given])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err

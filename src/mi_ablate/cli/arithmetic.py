@@ -26,7 +26,11 @@ Bos = Annotated[
 Published = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Numbers to compare with, such as benchmarks/published/*.json.")
 ]
-Limit = Annotated[int | None, typer.Option(help="A random sample of so many problems.")]
+Periods = Annotated[
+    list[float] | None,
+    typer.Option(metavar="T", help="Of the helix, repeatable; 2, 5, 10 and 100 by default, of a toy its own."),
+]
+Limit = Annotated[int | None, typer.Option(help="A random sample of so many problems; all by default.")]
 
 
 @app.command()
@@ -35,12 +39,15 @@ def helix(
     task: Task = "add",
     template: Template = None,
     upto: Upto = None,
-    periods: Annotated[list[float] | None, typer.Option(metavar="T", help="Repeatable; 2, 5, 10, 100.")] = None,
+    periods: Periods = None,
     layers: Annotated[str | None, typer.Option(help="Such as 0,3-5; all by default.")] = None,
     free: Annotated[int, typer.Option(help="Periods to search without assuming any; 0 for none.")] = 4,
     pairs: Annotated[int, typer.Option(help="Pairs of right problems for the causal tests.")] = 100,
-    at: Annotated[list[str] | None, typer.Option(metavar="OPERAND", help="a, b or both (repeatable); a.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for helix.html.")] = Path("out"),
+    at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPERAND", help="Whose token is looked at: a or b, repeatable; a by default."),
+    ] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for helix.html.")] = Path("out"),
     published: Published = None,
     as_json: AsJson = False,
     limit: Limit = None,
@@ -57,8 +64,10 @@ def helix(
     from mi_ablate.attention_view.asked import layers_of
     from mi_ablate.helix_analysis import analyse_helix
     from mi_ablate.helix_analysis.page import print_summary, write
+    from mi_ablate.helix_analysis.results import check_settings
     from mi_ablate.published import compared, read_published
 
+    check_settings(periods, free, pairs)
     source = "" if published is None else read_published(published).get("source", str(published))
     loaded, asked, own = problems_for(model, task, template, upto, limit, seed, bos, dtype, device, revision)
     where = None if layers is None else layers_of(layers, loaded.cfg.n_layers)
@@ -82,14 +91,14 @@ def clock(
     task: Task = "add",
     template: Template = None,
     upto: Upto = None,
-    periods: Annotated[list[float] | None, typer.Option(metavar="T", help="Repeatable; 2, 5, 10, 100.")] = None,
-    free: Annotated[int, typer.Option(help="So many periods instead, the strongest of the number logits.")] = 0,
+    periods: Periods = None,
+    free: Annotated[int, typer.Option(help="Instead of --periods: so many, the strongest of the number logits.")] = 0,
     pairs: Annotated[int, typer.Option(help="Pairs of right problems.")] = 100,
     heads: Annotated[int, typer.Option(help="Heads to name, at most.")] = 20,
     norm: Annotated[
         str, typer.Option(help="Of direct effects: live, or frozen at the corrupted run's scale.")
     ] = "live",
-    out: Annotated[Path, typer.Option(help="Folder for clock.html.")] = Path("out"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for clock.html.")] = Path("out"),
     published: Published = None,
     as_json: AsJson = False,
     limit: Limit = None,
@@ -105,14 +114,16 @@ def clock(
     use_threads(threads)
     from mi_ablate.clock_analysis import analyse_clock
     from mi_ablate.clock_analysis.page import print_summary, write
+    from mi_ablate.clock_analysis.results import check_settings
     from mi_ablate.published import compared, read_published
 
+    check_settings(periods, free, pairs, heads, norm)
     source = "" if published is None else read_published(published).get("source", str(published))
     loaded, asked, own = problems_for(model, task, template, upto, limit, seed, bos, dtype, device, revision)
     with progress_bar(shown=not as_json) as progress:
         found = analyse_clock(
-            loaded, asked, name=model, periods=periods or own, free=free, pairs=pairs, heads=heads, norm=norm,
-            seed=seed, batch_size=batch_size, progress=progress,
+            loaded, asked, name=model, periods=periods or (None if free else own), free=free, pairs=pairs, heads=heads,
+            norm=norm, seed=seed, batch_size=batch_size, progress=progress,
         )  # fmt: skip
     rows = None if published is None else compared(found.to_json(), published)
     page = write(found, out / "clock.html", command=command_line(), published=rows, source=source)
@@ -143,12 +154,14 @@ def problems_for(
     from mi_ablate.arithmetic.problem_sets.tasks import task_of
     from mi_ablate.loading import load_model, precision_of
 
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit}: at least 1 problem; all without --limit.")
     if name in toys.names() or Path(name).is_file():
-        toy = toys.load(name, device=device or "cpu", dtype=precision_of(dtype))
-        if template is not None or upto is not None or bos is not None:
+        if any(given is not None for given in (template, upto, bos, revision)):
             raise ValueError(
-                f"{name} is a toy with problems of its own: leave out --template, --upto, --bos and --no-bos."
+                f"{name} is a toy with problems of its own: leave out --template, --upto, --bos, --no-bos and --revision."
             )
+        toy = toys.load(name, device=device or "cpu", dtype=precision_of(dtype))
         asked = problems_of(toy, task)
         if limit is not None:
             asked = asked[torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))[:limit]]

@@ -20,6 +20,7 @@ from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic import Asked, Problems
 from mi_ablate.arithmetic.circuit.components import ComponentEffects
 from mi_ablate.arithmetic.circuit.paths import PathEffects
+from mi_ablate.arithmetic.representation._periods import as_periods
 from mi_ablate.arithmetic.representation.helices import PERIODS
 from mi_ablate.clock_analysis import circuit
 from mi_ablate.clock_analysis.bench import FITTED, Bench, Progress, Tries, dealt, solved
@@ -95,13 +96,13 @@ def analyse_clock(
         progress: called with (stage, passes done, in all).
 
     Raises:
-        ValueError: problems with several right answers, fewer than one pair or head, another norm.
+        ValueError: problems with several right answers, and what `check_settings` refuses.
 
     """
     start = time.perf_counter()
-    _check(problems, pairs, heads, norm)
-    asked_for = strongest(model, problems, free, seed, batch_size) if free else periods or PERIODS
-    chosen = tuple(int(T) if float(T).is_integer() else float(T) for T in asked_for)
+    check_settings(periods, free, pairs, heads, norm)
+    _check(problems)
+    chosen = as_periods(strongest(model, problems, free, seed, batch_size) if free else periods or PERIODS)
     tries = Tries()
     with python_warnings.catch_warnings(record=True) as said:
         python_warnings.simplefilter("always", UserWarning)
@@ -126,16 +127,29 @@ def analyse_clock(
     )
 
 
-def _check(problems: Problems, pairs: int, heads: int, norm: str) -> None:
+def check_settings(periods: Sequence[int | float] | None, free: int, pairs: int, heads: int, norm: str) -> None:
+    """Refuse what no model could be analysed with, before one is loaded.
+
+    Raises:
+        ValueError: periods given twice, below 2 or not finite, or beside ``free``; ``free`` below 0; fewer than two pairs
+            or one head; another norm.
+
+    """
+    as_periods(periods or PERIODS)
+    if free < 0 or (free and periods):
+        raise ValueError(f"free={free}, periods={periods}: so many of the strongest periods, or periods of your own.")
+    if pairs < 2 or heads < 1:
+        raise ValueError(f"pairs={pairs}, heads={heads}: two pairs and one head at least.")
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is 'live' (the final norm sees the change) or 'frozen' (it keeps its scale).")
+
+
+def _check(problems: Problems) -> None:
     if problems.accepted is not None:
         raise ValueError(
             f"Problems of {problems.task!r} have several right answers, and the Clock is about one. mi-ablate helix, or "
             "analyse_helix, takes them."
         )
-    if pairs < 2 or heads < 1:
-        raise ValueError(f"pairs={pairs}, heads={heads}: two pairs and one head at least.")
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r} is 'live' (the final norm sees the change) or 'frozen' (it keeps its scale).")
 
 
 def _measured(bench: Bench, count: int, tries: Tries) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mi_ablate._prompt_files import Words
 from mi_ablate._types import HookedModel
 from mi_ablate.arithmetic import Asked, Numerals, Problems, Swaps
 from mi_ablate.arithmetic.problem_sets.single_tokens import FORMS
+from mi_ablate.arithmetic.representation._periods import as_periods
 from mi_ablate.arithmetic.representation.helices import PERIODS
 from mi_ablate.helix_analysis.causal import causal
 from mi_ablate.helix_analysis.representation import Operand, Tries, operand
@@ -85,12 +86,13 @@ def analyse_helix(
         progress: called with (stage, prompts or passes done, in all).
 
     Raises:
-        ValueError: an operand that the problems do not have, a layer that the model lacks, too few numbers for the
-            helix.
+        ValueError: periods that `check_settings` refuses, fewer than none to search, fewer than two pairs; an operand that
+            the problems do not have, a layer that the model lacks, too few numbers for the helix.
 
     """
     start = time.perf_counter()
-    chosen = tuple(int(T) if float(T).is_integer() else float(T) for T in periods or PERIODS)
+    check_settings(periods, free, pairs)
+    chosen = as_periods(periods or PERIODS)
     _check_operands(problems, at)
     sites = _sites(model, layers)
     tries = Tries()
@@ -113,6 +115,18 @@ def analyse_helix(
         settings={"periods": list(chosen), "free": free, "pairs": pairs, "seed": seed, "sites": list(sites)},
         seconds=time.perf_counter() - start,
     )
+
+
+def check_settings(periods: Sequence[int | float] | None, free: int, pairs: int) -> None:
+    """Refuse what no model could be analysed with, before one is loaded.
+
+    Raises:
+        ValueError: periods given twice, below 2 or not finite; ``free`` below 0; fewer than two pairs.
+
+    """
+    as_periods(periods or PERIODS)
+    if free < 0 or pairs < 2:
+        raise ValueError(f"free={free}, pairs={pairs}: no fewer than 0 periods to search, and two pairs at least.")
 
 
 def _check_operands(problems: Problems, at: Sequence[str]) -> None:

@@ -35,6 +35,19 @@ def power_of(y: Float[Tensor, "v *m"]) -> tuple[Float[Tensor, " k"], Float[Tenso
     return v / torch.arange(1, v // 2 + 1, dtype=torch.float64), found
 
 
+def as_periods(periods: Sequence[int | float]) -> tuple[int | float, ...]:
+    """Return periods of whole numbers, each as an int where it is one.
+
+    Raises:
+        ValueError: none, one that is given twice, is not finite or is below 2. On whole numbers cos(2πx/T) of T below 2 is
+            the cosine of a longer period (of T = 1.5 that of 3), and of T = 1 the constant.
+
+    """
+    if not periods or not all(2 <= T < math.inf for T in periods) or len(set(periods)) < len(periods):
+        raise ValueError(f"periods {list(periods)}: give at least one, each once, all of them finite and 2 or more.")
+    return tuple(int(T) if float(T).is_integer() else float(T) for T in periods)
+
+
 def off_bin(v: int, periods: Sequence[int | float]) -> list[int | float]:
     """Return the periods that are none of the bins v / k of v numbers."""
     return [
