@@ -19,7 +19,7 @@ STYLE = """
     --link: #6cb4ff; }
 }
 * { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
+html { -webkit-text-size-adjust: 100%; overflow-y: scroll; }
 body { margin: 0 auto; max-width: 1120px; padding: 2rem 1.25rem 3rem;
   background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
