@@ -20,6 +20,7 @@ from mi_ablate.clock_analysis.evidence import CLOCK, HEURISTICS, NEITHER, NOTHIN
 from mi_ablate.clock_analysis.neurons import commonest
 from mi_ablate.clock_analysis.page import write
 from mi_ablate.clock_analysis.readout import strongest
+from mi_ablate.helix_analysis import analyse_helix
 from mi_ablate.published import compared
 from models import tiny
 from number_parts import sums
@@ -156,6 +157,37 @@ def test_a_random_model_has_nothing_to_explain(tmp_path) -> None:
     text = Path(plain["page"]).read_text()
     assert "mi-ablate helix" in text
     assert "<h2>Heads" not in text
+
+
+@pytest.mark.filterwarnings("ignore:The model gets none:UserWarning")
+@pytest.mark.parametrize("kind", ["GPTJ", "Llama"])
+def test_parallel_blocks_and_gated_mlps_run_through_every_part_in_half_precision(kind, tmp_path) -> None:
+    """Random models on their own answers, so that all are right and every part is asked."""
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = mi.arithmetic.planted().tokenizer
+    size = {"vocab_size": len(tokenizer), "initializer_range": 0.5}
+    if kind == "GPTJ":
+        config = transformers.GPTJConfig(n_layer=2, n_head=2, n_embd=16, rotary_dim=4, n_positions=8, **size)
+    else:
+        config = transformers.LlamaConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24,
+            max_position_embeddings=8, **size,
+        )  # fmt: skip
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = mi.load_model(tmp_path, dtype="bfloat16")
+    asked = mi.arithmetic.problems(model, "add", range(12), range(12), template="bare")
+    own = replace(asked, answers=mi.arithmetic.asked(model, asked).given)
+    clock = analyse_clock(model, own, pairs=3, heads=2, periods=(2, 5))
+    assert clock.solved
+    assert set(clock.reasons) == {"symmetry of the errors", "addition on a line"}
+    assert None not in (clock.heads, clock.mlps, clock.paths, clock.neurons, clock.rival, clock.readout)
+    json.dumps(clock.to_json(), allow_nan=False)
+    helix = analyse_helix(model, own, pairs=3, free=0, periods=(2, 5))
+    assert helix.reasons == {}
+    assert list(helix.swaps) == list(helix.removals) == ["a"]
 
 
 def test_answering_one_constant_is_no_calculation() -> None:
