@@ -207,6 +207,15 @@ def test_what_does_not_apply_is_left_out_with_its_reason(tmp_path) -> None:
     assert "HelixAnalysis(model, a + b: accuracy 1.000" in repr(found)
 
 
+def test_numbers_too_few_to_hold_some_out_leave_the_representation(tmp_path) -> None:
+    model, asked = own_answers(tmp_path, 2)
+    found = analyse_helix(model, asked[asked.inputs["a"] < 11], layers=[1], pairs=3, free=0)
+    why = "A number is written from a fit that has not seen it. 8 numbers leave nothing over for 9 columns"
+    assert found.reasons["causal tests at a"].startswith(why)
+    assert found.swaps == found.removals == {}
+    assert found.operands["a"].fits.rank == 8
+
+
 def test_json_has_no_number_that_is_not_finite() -> None:
     assert finite({"x": [float("nan"), (1.5, float("inf"))], 3: "y"}) == {"x": [None, [1.5, None]], "3": "y"}
 

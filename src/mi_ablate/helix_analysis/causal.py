@@ -38,7 +38,11 @@ def causal(
         drawn = tries(f"causal tests at {of}", partial(arithmetic.pairs, asked.right, n, fixed=fixed, seed=seed))
         if drawn is None:
             continue
-        written = arithmetic.reconstructions(x.means, periods, seed=seed)
+        written = tries(f"causal tests at {of}", partial(arithmetic.reconstructions, x.means, periods, seed=seed))
+        if written is None:
+            why = tries.reasons[f"causal tests at {of}"]
+            tries.reasons[f"causal tests at {of}"] = f"A number is written from a fit that has not seen it. {why}"
+            continue
         sites = [site for site in x.means.sites if site.endswith("resid_pre")]
         given = {"at": of, "batch_size": batch_size}
         swaps[of] = arithmetic.swap(
