@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mi_ablate as mi
-from mi_ablate.arithmetic import TASKS, Asked, Problems, Task, asked, pairs, problems, problems_of
+from mi_ablate.arithmetic import TASKS, Asked, Problems, Task, asked, count_pairs, pairs, problems, problems_of
 from models import tiny
 from test_arithmetic_numerals import numbers_tokenizer, published
 
@@ -355,6 +355,7 @@ def test_the_number_of_pairs_is_exact_and_all_of_them_can_be_drawn() -> None:
         differ = found.answers[:, None] != found.answers[None]
         differ &= torch.ones_like(differ) if fixed is None else x[fixed][:, None] == x[fixed][None]
         there = int(differ.sum())
+        assert count_pairs(found, fixed=fixed) == there
         drawn = pairs(found, there, fixed=fixed)
         rows = {(drawn.clean.text[i], drawn.corrupted.text[i]) for i in range(there)}
         assert rows == {(found.text[i], found.text[j]) for i, j in torch.nonzero(differ).tolist()}

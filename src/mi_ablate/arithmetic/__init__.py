@@ -22,6 +22,7 @@ _NAMES = {
     "Asked": "problem_sets.asking",
     "asked": "problem_sets.asking",
     "Pairs": "problem_sets.pairing",
+    "count_pairs": "problem_sets.pairing",
     "pairs": "problem_sets.pairing",
     "Written": "writing.written",
     "reconstructions": "writing.written",

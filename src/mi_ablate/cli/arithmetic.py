@@ -42,7 +42,7 @@ def helix(
     periods: Periods = None,
     layers: Annotated[str | None, typer.Option(help="Such as 0,3-5; all by default.")] = None,
     free: Annotated[int, typer.Option(help="Periods to search without assuming any; 0 for none.")] = 4,
-    pairs: Annotated[int, typer.Option(help="Pairs of right problems for the causal tests.")] = 100,
+    pairs: Annotated[int, typer.Option(help="Pairs of right problems for the causal tests, at most.")] = 100,
     at: Annotated[
         list[str] | None,
         typer.Option(metavar="OPERAND", help="Whose token is looked at: a or b, repeatable; a by default."),
@@ -93,7 +93,7 @@ def clock(
     upto: Upto = None,
     periods: Periods = None,
     free: Annotated[int, typer.Option(help="Instead of --periods: so many, the strongest of the number logits.")] = 0,
-    pairs: Annotated[int, typer.Option(help="Pairs of right problems.")] = 100,
+    pairs: Annotated[int, typer.Option(help="Pairs of right problems, at most.")] = 100,
     heads: Annotated[int, typer.Option(help="Heads to name, at most.")] = 20,
     norm: Annotated[
         str, typer.Option(help="Of direct effects: live, or frozen at the corrupted run's scale.")

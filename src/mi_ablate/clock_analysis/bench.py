@@ -79,12 +79,10 @@ def dealt(asked: Asked, count: int, seed: int) -> dict[str, Any]:
     judged, rest = held[:JUDGED], torch.ones(len(asked.correct), dtype=torch.bool)
     rest[judged] = not apart
     paired = asked.problems[held]
-    counts = paired.answers.unique(return_counts=True)[1]
-    there = len(paired) ** 2 - int((counts**2).sum())
     return {
         "fitted": asked.problems[fitted[:FITTED]],
         "neurons": asked.problems[rest],
         "judged": asked.problems[judged],
-        "pairs": arithmetic.pairs(paired, min(count, max(there, 1)), seed=seed),
+        "pairs": arithmetic.pairs(paired, min(count, max(arithmetic.count_pairs(paired), 1)), seed=seed),
         "apart": apart,
     }

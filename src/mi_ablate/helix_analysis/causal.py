@@ -35,7 +35,8 @@ def causal(
         return {"swaps": swaps, "removals": removals}
     for of, x in operands.items():
         fixed = next((name for name in asked.problems.operands if name != of), None)
-        drawn = tries(f"causal tests at {of}", partial(arithmetic.pairs, asked.right, n, fixed=fixed, seed=seed))
+        most = min(n, max(arithmetic.count_pairs(asked.right, fixed=fixed), 1))
+        drawn = tries(f"causal tests at {of}", partial(arithmetic.pairs, asked.right, most, fixed=fixed, seed=seed))
         if drawn is None:
             continue
         written = tries(f"causal tests at {of}", partial(arithmetic.reconstructions, x.means, periods, seed=seed))

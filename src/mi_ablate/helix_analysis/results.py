@@ -78,7 +78,7 @@ def analyse_helix(
         name: of the model, for the page.
         periods: of the helix; 2, 5, 10 and 100 where None.
         free: periods to search without assuming any; 0 for none.
-        pairs: pairs of right problems for the causal tests.
+        pairs: pairs of right problems for the causal tests, at most.
         at: the operands looked at.
         layers: whose input is looked at; all by default.
         seed: of samples and controls.

@@ -69,6 +69,12 @@ def pairs(
     return Pairs(problems[first], others[second], fixed)
 
 
+def count_pairs(problems: Problems, *, fixed: str | None = None) -> int:
+    """Return how many pairs with different answers (and the same operand ``fixed``) there are to draw."""
+    keys = _keys(problems, fixed)
+    return _drawn(keys, keys, 0, 0)[2]
+
+
 def _keys(problems: Problems, fixed: str | None) -> Int[Tensor, "n 2"]:
     answers = problems.answers.cpu()
     group = torch.zeros_like(answers) if fixed is None else problems.inputs[fixed].cpu()
