@@ -31,6 +31,11 @@ Periods = Annotated[
     typer.Option(metavar="T", help="Of the helix, repeatable; 2, 5, 10 and 100 by default, of a toy its own."),
 ]
 Limit = Annotated[int | None, typer.Option(help="A random sample of so many problems; all by default.")]
+Seed = Annotated[int, typer.Option(help="Of samples and controls.")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts a pass; chosen by memory.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 by default; bfloat16, float64.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")]
 
 
 @app.command()
@@ -51,12 +56,12 @@ def helix(
     published: Published = None,
     as_json: AsJson = False,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of samples and controls.")] = 0,
+    seed: Seed = 0,
     bos: Bos = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts a pass; chosen by memory.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 by default; bfloat16, float64.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    batch_size: BatchSize = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
     threads: Threads = 1,
 ) -> None:
     """Show how a model represents numbers: spectra, helix fits beside baselines, and what writing them back does."""
@@ -102,12 +107,12 @@ def clock(
     published: Published = None,
     as_json: AsJson = False,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of samples and controls.")] = 0,
+    seed: Seed = 0,
     bos: Bos = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts a pass; chosen by memory.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 by default; bfloat16, float64.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    batch_size: BatchSize = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
     threads: Threads = 1,
 ) -> None:
     """Show how a model adds: heads, MLPs and neurons of its way to the answer, and the Clock weighed against heuristics."""

@@ -14,8 +14,9 @@ nine columns, of which eight are independent; pca, random and polynomial get nin
 Held-out numbers. A fit that has seen a number writes it better than it deserves, a shuffled one too, and other prompts of the
 same number leak it just as well (in the published notebooks the split is of prompts, redrawn at every call, so what is
 evaluated overlaps what was fitted). With ``folds`` the *numbers* are dealt into so many parts, and each is written by a fit
-that never saw it: on a toy that adds modulo 97, a shuffled helix gains 2.6 of 10.3 where it has seen the numbers, 0.5 where
-not. Subspaces, which `swap` takes for its other manners, are always those of all numbers.
+that never saw it: on a toy that adds modulo 97, a shuffled helix gains a part of the whole effect where it has seen the
+numbers, and next to nothing where it has not (`tests/test_arithmetic_swaps.py`). Subspaces, which `swap` takes for its other
+manners, are always those of all numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
