@@ -4,7 +4,8 @@
 cell. Only finished cells are recorded; everything else can be resumed.
 """
 
-from mi_ablate.sweep.grids import GRIDS, Grid, is_grid, load_grid
+from mi_ablate.sweep.declared import GRIDS, is_grid, load_grid
+from mi_ablate.sweep.grids import Grid
 from mi_ablate.sweep.mapping import merged
 from mi_ablate.sweep.plans import RESULTS, RUNS, Plan, plan
 from mi_ablate.sweep.records import FORMAT, RecordFile

@@ -1,7 +1,7 @@
 """Grids: a base configuration, arms and axes that change it, and seeds.
 
 The cells of a grid are arms x the product of the axes x seeds, in that order. Keys are `TrainConfig`'s, with
-``config.`` before those of its `ToyConfig` ("config.n_layers"). A grid is named (`GRIDS`) or a JSON or TOML file:
+``config.`` before those of its `ToyConfig` ("config.n_layers"). A grid is named (`declared.GRIDS`) or a JSON or TOML file:
 
     name = "width"
     seeds = [0, 1, 2]
@@ -22,7 +22,7 @@ from typing import Any
 
 from mi_ablate._types import nearest
 from mi_ablate.toys.config import ToyConfig
-from mi_ablate.toys.recipes import TrainConfig, read_settings
+from mi_ablate.toys.recipes import TrainConfig
 from mi_ablate.toys.settings import flat
 
 KEYS = ("name", "seeds", "base", "arms", "axes", "keep_weights")
@@ -126,31 +126,6 @@ def label(cell: TrainConfig) -> str:
     return " ".join(words)
 
 
-def is_grid(name_or_path: str | Path) -> bool:
-    """Whether this names a grid, or a file with keys that only grids have."""
-    path = Path(name_or_path)
-    if path.suffix.lower() not in (".json", ".toml"):
-        return str(name_or_path) in GRIDS
-    return path.is_file() and any(key in KEYS for key in read_settings(path))
-
-
-def load_grid(name_or_path: str | Path, quick: bool = False) -> Grid:
-    """Return the grid of that name, or the one that a JSON or TOML file describes.
-
-    Raises:
-        ValueError: no such grid or file, a file that cannot be read, or one with an unknown key.
-
-    """
-    name = str(name_or_path)
-    if name in GRIDS:
-        grid = GRIDS[name]
-    elif Path(name).suffix.lower() in (".json", ".toml"):
-        grid = from_dict(read_settings(Path(name)), default_name=Path(name).stem)
-    else:
-        raise ValueError(f"There is no grid {name!r}. {nearest(name, GRIDS)} A file must end in .json or .toml.")
-    return grid.quick() if quick else grid
-
-
 def from_dict(data: Mapping[str, Any], default_name: str = "grid") -> Grid:
     """Return the grid that ``data`` describes (the keys of the module's example)."""
     for key in data:
@@ -234,35 +209,3 @@ def _quick(cell: TrainConfig) -> TrainConfig:
         cell, config=shape, train_fraction=0.7, batch_size=None, steps=2400, evaluate_every=100, stop_when_stable_for=None,
         keep_steps=(1200, 2400),
     )  # fmt: skip
-
-
-_STEPS = {
-    1.0: (6_000, (2_000, 3_000, 4_000, 5_000, 6_000)),
-    0.3: (12_000, (4_000, 6_700, 8_000, 10_000, 12_000)),
-    0.1: (20_000, (10_000, 14_000, 16_000, 18_000, 20_000)),
-    10.0: (5_000, (1_000, 2_000, 3_000, 4_000, 5_000)),
-    0.03: (35_000, (15_000, 20_000, 25_000, 30_000, 35_000)),
-    0.01: (50_000, (30_000, 35_000, 40_000, 45_000, 50_000)),
-    0.0: (50_000, (10_000, 20_000, 30_000, 40_000, 50_000)),
-}
-"""Weight decay -> steps, and the steps whose neighbourhood is measured."""
-
-GRIDS: dict[str, Grid] = {
-    "weight-decay": Grid.product(
-        "weight-decay",
-        {"config": {"modulus": 97}, "split_seed": None, "stable_steps": 300},
-        arms=[
-            {"weight_decay": decay, "steps": steps, "keep_steps": keep, "seeds": 5 if decay in (1.0, 0.3, 0.1) else 3}
-            for decay, (steps, keep) in _STEPS.items()
-        ],
-    ),
-    "two-tasks": Grid.product(
-        "two-tasks",
-        {"config": {"modulus": 97, "operations": ("add", "mul")}, "split_seed": None, "stable_steps": 300, "steps": 40_000,
-         "keep_steps": tuple(range(15_000, 40_001, 5_000))},
-        seeds=3,
-        keep_weights="kept",
-    ),
-}  # fmt: skip
-"""The grids that come with the package. ``weight-decay``: single-task addition mod 97 at seven weight decays.
-``two-tasks``: addition and multiplication in one model."""
