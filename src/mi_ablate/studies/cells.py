@@ -1,0 +1,233 @@
+"""The cells of a study's grids: which are run, which are not, and what their records say at each measured step.
+
+>>> cells = Cells.load([GRIDS["weight-decay"]], "benchmarks/results/studies")           # doctest: +SKIP
+>>> [run.mean("add", "last_residual.directions.live", "mean") for run in cells.where(weight_decay=0.1).done]  # doctest: +SKIP
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mi_ablate.measures import VERSION, Subject
+from mi_ablate.studies.spread import Value
+from mi_ablate.sweep import Grid, RecordFile
+from mi_ablate.sweep.grids import key_of, label
+from mi_ablate.sweep.records import Record
+from mi_ablate.sweep.weights import FOLDER, unpack
+from mi_ablate.toys.recipes import TrainConfig
+from mi_ablate.toys.settings import flat
+
+SECONDS_A_STEP = 0.042
+"""A training step of two layers, d 128, batch 512 on one core, as recorded by the weight-decay grid (0.034 to 0.048)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A measured step of a run."""
+
+    entry: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step."""
+        return int(self.entry["step"])
+
+    @property
+    def target(self) -> int | None:
+        """The step of ``keep_steps`` that it is nearest to; None for the last stable one."""
+        return self.entry["target"]
+
+    @property
+    def stable(self) -> bool:
+        """Whether it is a stable step (`toys.evaluation.stable_rule`)."""
+        return bool(self.entry["stable"])
+
+    def get(self, measure: str, operation: str, path: str = "") -> Any:
+        """Return what lies at a dotted path below a measure of an operation; None where there is nothing."""
+        found = self.entry["measures"].get(measure, {}).get(operation)
+        for key in path.split(".") if path else ():
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def k(
+        self, operation: str, where: str, ablation: str, *, run: str = "edited", tau: float = 0.95, rule: str = "first",
+        scale: str = "relative",
+    ) -> Value | None:  # fmt: skip
+        """Return the largest k survived: ``where`` is such as "last_residual.directions.live" or "every_site.live".
+
+        None where the clean accuracy was under the threshold, or the curve does not exist.
+        """
+        measure, _, path = where.partition(".")
+        curve = self.get(measure, operation, f"{path}.{ablation}".lstrip("."))
+        read = None if curve is None else curve["k"][run][str(tau)][rule][scale]
+        return None if read is None else Value(read["k"], read["censored"])
+
+    def __repr__(self) -> str:
+        return f"Checkpoint(step {self.step}{'' if self.stable else ', not stable'})"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid: its settings, and its record where it is run."""
+
+    config: TrainConfig
+    grid: str
+    record: Record | None
+    results: Path
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that name the cell."""
+        return key_of(self.config)
+
+    @property
+    def label(self) -> str:
+        """What tells it from the defaults, with its seed."""
+        return f"{label(self.config)} seed={self.config.seed}"
+
+    @property
+    def estimate(self) -> float:
+        """About how many core-minutes it takes, by its steps and the size of its weights and batch; rough."""
+        shape = self.config.config
+        size = shape.n_layers / 2 * (shape.d_model / 128) ** 1.5
+        batch = (self.config.batch_size or 2048) / 512
+        return self.config.steps * SECONDS_A_STEP * max(0.25, size) * max(0.4, 0.3 + 0.7 * batch) / 60
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The record's ``metrics.training``."""
+        assert self.record is not None
+        return self.record["metrics"]["training"]
+
+    @property
+    def grok_step(self) -> int | None:
+        """First evaluation with held-out accuracy of 0.95 or more; None where there was none."""
+        return self.training["grok_step"]
+
+    @property
+    def held_out(self) -> float:
+        """Held-out accuracy of the weights that were kept."""
+        return float(self.training["accuracy"]["held_out"])
+
+    @cached_property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Every measured step, in order."""
+        assert self.record is not None
+        return tuple(map(Checkpoint, self.record["metrics"]["checkpoints"]))
+
+    @property
+    def stable(self) -> tuple[Checkpoint, ...]:
+        """The measured steps that are stable."""
+        return tuple(at for at in self.checkpoints if at.stable)
+
+    @property
+    def last(self) -> Checkpoint:
+        """The last measured step: a stable one where there is one."""
+        return (self.stable or self.checkpoints)[-1]
+
+    def mean(self, of: Callable[[Checkpoint], Value | float | None]) -> Value | None:
+        """Return the mean of a number over the stable checkpoints; None where none has it.
+
+        A mean over censored values is censored: at least this much.
+        """
+        found = [Value.of(value) for value in map(of, self.stable) if value is not None]
+        return Value.mean(found) if found else None
+
+    def mean_k(self, operation: str, where: str, ablation: str, **reading: Any) -> Value | None:
+        """Return the mean over the stable checkpoints of `Checkpoint.k`."""
+        return self.mean(lambda at: at.k(operation, where, ablation, **reading))
+
+    def subject(self, step: int | None = None) -> Subject:
+        """Return the model of the weights beside the record, ready to be measured (half precision, rounded).
+
+        Raises:
+            ArtefactError: the weights are gone or changed.
+
+        """
+        assert self.record is not None
+        entries = {entry["step"]: entry for entry in self.record["weights"]}
+        entry = entries[step if step is not None else max(entries)]
+        state = unpack(self.results / FOLDER / self.grid, entry, self.record)
+        return Subject(self.config, state, entry["step"], entry["stable"])
+
+    def __repr__(self) -> str:
+        return f"Cell({self.label}: {'run' if self.record else 'not run'})"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of one or several grids, in order."""
+
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def load(cls, grids: Sequence[Grid], results: Path | str) -> "Cells":
+        """Return the cells of these grids with their records in a folder; a cell is run where any grid's records have it.
+
+        Raises:
+            ArtefactError: a record file that cannot be read, or records whose measures are of another version.
+
+        """
+        from mi_ablate._files import ArtefactError
+
+        folder, found = Path(results), []
+        for grid in grids:
+            latest = RecordFile(folder / f"{grid.name}.jsonl").latest()
+            for record in latest.values():
+                if record["status"] == "done" and record["measures_version"] != VERSION:
+                    raise ArtefactError(
+                        f"{folder / grid.name}.jsonl holds measures of version {record['measures_version']}, and this is "
+                        f"version {VERSION}: the two are not mixed. `mi-ablate train {grid.name}` measures them again."
+                    )
+            done = {key: record for key, record in latest.items() if record["status"] == "done"}
+            name = grid.name.removesuffix("-quick")
+            found += [Cell(cell, name, done.get(key_of(cell)), folder) for cell in grid.cells]
+        return cls(tuple(found))
+
+    def where(self, **settings: Any) -> "Cells":
+        """Return the cells with these settings; ``config.NAME`` as ``config__NAME``, ``grid`` by its name.
+
+        Raises:
+            ValueError: a setting that no cell has.
+
+        """
+        kept = self.cells
+        for name, value in settings.items():
+            name = name.replace("__", ".")
+            for cell in kept:
+                if name != "grid" and name not in flat(cell.config.to_dict()):
+                    raise ValueError(
+                        f"No cell has a setting {name!r}; there are {', '.join(flat(cell.config.to_dict()))}."
+                    )
+            kept = tuple(c for c in kept if (c.grid if name == "grid" else flat(c.config.to_dict())[name]) == value)
+        return Cells(kept)
+
+    @property
+    def done(self) -> tuple[Cell, ...]:
+        """Those that are run."""
+        return tuple(cell for cell in self.cells if cell.record is not None)
+
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """Those that are not."""
+        return tuple(cell for cell in self.cells if cell.record is None)
+
+    def values(self, of: Callable[[Cell], Value | float | None]) -> list[Value]:
+        """Return a number of each run cell that has it."""
+        return [Value.of(value) for value in map(of, self.done) if value is not None]
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __repr__(self) -> str:
+        return f"Cells({len(self.done)} of {len(self.cells)} run)"
+
+
+def chosen(cells: Iterable[Cell]) -> Cells:
+    """Return these cells as `Cells`."""
+    return Cells(tuple(cells))
