@@ -171,7 +171,8 @@ def _stacks(todo: Sequence[Planned], stack: int) -> list[list[Planned]]:
     for planned in todo:
         cell = planned.task.cell
         fraction = cell.train_fraction if cell.batch_size is None else None
-        shape = (cell.config, cell.batch_size, fraction, cell.evaluate_every, planned.task.known is None)
+        alone = None if cell.penalty is None else planned.task.key
+        shape = (cell.config, cell.batch_size, fraction, cell.evaluate_every, planned.task.known is None, alone)
         own = groups.setdefault(shape, [])
         if not own or len(own[-1]) == stack:
             own.append([])

@@ -152,6 +152,20 @@ def last_logits(
         ValueError: bidirectional attention, an attention coefficient, or an unknown activation function.
 
     """
+    return readout(config, params, last_residual(config, params, tokens))
+
+
+def readout(
+    config: ToyConfig, params: Params, residual: Float[Tensor, "*models batch d_model"]
+) -> Float[Tensor, "*models batch answers"]:
+    """Return the logits of a last residual stream: the final norm, then the unembedding."""
+    return _linear(_norm(config, params, "ln_final", residual), params["unembed.W_U"], params.get("unembed.b_U"))
+
+
+def last_residual(
+    config: ToyConfig, params: Params, tokens: Int[Tensor, "*model batch pos"]
+) -> Float[Tensor, "*models batch d_model"]:
+    """Return the residual stream after the last block at the last position; arguments and errors are `last_logits`'s."""
     check(config)
     prefixes = Prefixes(config, tokens)
     starts = [start for start, _ in slots(config)]
@@ -165,7 +179,7 @@ def last_logits(
         x = _attention(config, p, x, prefixes, layer)
         hidden = _linear(_norm(config, p, "ln2", x), p["mlp.W_in"], p.get("mlp.b_in"))
         x = x + _linear(ACTIVATIONS[config.act_fn](hidden), p["mlp.W_out"], p.get("mlp.b_out"))
-    return _linear(_norm(config, params, "ln_final", x), params["unembed.W_U"], params.get("unembed.b_U"))
+    return x
 
 
 def _linear(

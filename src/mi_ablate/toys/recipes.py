@@ -22,6 +22,7 @@ from .._types import nearest
 from .config import ToyConfig, as_tuples
 from .forward import check
 from .gated import draw_gate
+from .penalty import Penalty
 
 INITS = ("log", "nanda")
 
@@ -57,6 +58,8 @@ class TrainConfig:
     base: str | None = None
     """Weights to fine-tune: a recipe, which is trained first with the same ``seed``, or the file of a toy (see
     `toys.base`); its DECLINE columns start at zero. None: initial weights."""
+    penalty: Penalty | None = None
+    """Adversarial training against abliteration (see `toys.penalty`); a table of its settings in files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
@@ -80,6 +83,8 @@ class TrainConfig:
                 f"up to steps ({self.steps})."
             )
         check(self.config)
+        if self.penalty is not None:
+            self.penalty.check(self.config, self.steps, int(self.train_fraction * self.config.modulus**2))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` gives the value back."""
@@ -98,6 +103,12 @@ class TrainConfig:
             ValueError: a key that does not exist (with the nearest ones), a missing modulus, or a bad value.
 
         """
+        penalty = data.get("penalty")
+        if isinstance(penalty, Mapping):
+            _known(Penalty, penalty, "penalty")
+            data = {**data, "penalty": Penalty(**penalty)}
+        elif not isinstance(penalty, Penalty | None):
+            raise ValueError(f"penalty = {penalty!r} must hold the penalty's settings, such as {{directions = 10}}.")
         _known(cls, data, "training")
         config = data.get("config", {})
         if not isinstance(config, ToyConfig):
@@ -136,7 +147,9 @@ def _fits(value: Any, hint: Any) -> bool:
         if kinds[-1] is Ellipsis:
             return all(_fits(one, kinds[0]) for one in value)
         return len(value) == len(kinds) and all(_fits(one, kind) for one, kind in zip(value, kinds))
-    if isinstance(value, bool) or not isinstance(value, hint):
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    if not isinstance(value, hint):
         return False
     return not isinstance(value, float) or math.isfinite(value)
 

@@ -44,8 +44,8 @@ def train_stacked(
     equal share of the process's. A model whose loss is not finite leaves the stack too and the others go on.
 
     Raises:
-        ValueError: models of different shapes, batch sizes or evaluate_every, two equal folders, another number of folders
-            than of models, a device that is not there, or a checkpoint of another configuration.
+        ValueError: models of different shapes, batch sizes or evaluate_every, or with a penalty, two equal folders, another
+            number of folders than of models, a device that is not there, or a checkpoint of another configuration.
         FloatingPointError: the loss of some models stopped being finite (raised when all others are trained and written).
         OSError: a file could not be written; every model can be resumed from its last checkpoint.
 
@@ -126,6 +126,8 @@ def _folders(configs: Sequence[TrainConfig], outs: Sequence[Path | str]) -> list
 def _check_alike(configs: Sequence[TrainConfig]) -> None:
     """Raise a ValueError that names what differs among models that would have to be stacked."""
     for config in configs:
+        if config.penalty is not None:
+            raise ValueError(f"A penalty takes its directions from one model, and a stack has several: {_ALONE}")
         first, this = ({**c.to_dict(), **c.config.to_dict()} for c in (configs[0], config))
         for name in (*config.config.to_dict(), "batch_size", "evaluate_every"):
             if this[name] != first[name]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .. import _files
 from .config import ToyConfig
-from .forward import is_bias, last_logits, parameter_shapes, trained_names
+from .evaluation import train_mask
+from .forward import is_bias, last_residual, parameter_shapes, readout, trained_names
+from .penalty import Adversary
 from .recipes import INITS, TrainConfig
 
 CHECKPOINT_FORMAT = "mi_ablate training 1"
@@ -52,12 +54,19 @@ class Stepper:
             self.params.values(), lr=settings.learning_rate, betas=settings.betas,
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
+        self.adversary = None
+        if settings.penalty is not None:
+            train = train_mask(settings)
+            self.adversary = Adversary(settings.penalty, settings.config, train, settings.seed, device)
 
     def step(self, tokens: Int[Tensor, "batch pos"], answers: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """Update the parameters on one batch and return its loss from before the update (on the device)."""
+        """Update the parameters on one batch and return its loss, penalty included, from before (on the device)."""
         self.optimizer.param_groups[0]["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(last_logits(self.settings.config, self.params, tokens), answers)
+        residual = last_residual(self.settings.config, self.params, tokens)
+        loss = F.cross_entropy(readout(self.settings.config, self.params, residual), answers)
+        if self.adversary is not None and self.adversary.due(self.taken):
+            loss = loss + self.adversary.loss(self.params, residual, tokens, answers, self.taken)
         loss.backward()
         self.optimizer.step()
         self.taken += 1

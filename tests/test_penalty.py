@@ -1,0 +1,188 @@
+"""Adversarial training: the penalty against the package's own hooks, its schedule, its settings, and whether it works."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mi_ablate import Ablate, Subspace, collect
+from mi_ablate.controls import pca
+from mi_ablate.measures.bases import contrastive
+from mi_ablate.toys import tasks
+from mi_ablate.toys.config import ToyConfig
+from mi_ablate.toys.evaluation import train_mask
+from mi_ablate.toys.forward import last_residual, parameter_shapes, readout
+from mi_ablate.toys.penalty import GAP, Adversary, Leading, Penalty
+from mi_ablate.toys.recipes import TrainConfig
+from mi_ablate.toys.stepper import Stepper, initial_state
+from mi_ablate.toys.train import train
+from mi_ablate.toys.transformer import build
+
+TWO = ToyConfig(modulus=7, operations=("add", "mul"), d_model=16, n_heads=2, d_mlp=24)
+ONE = replace(TWO, operations=("add",), normalization="RMS", layout="a b =")
+PENALTY = Penalty(directions=3, weight=0.5, every=5, start=20, sample=40)
+RUN = TrainConfig(TWO, seed=3, steps=40, batch_size=16, evaluate_every=20, train_fraction=0.6, penalty=PENALTY)
+
+
+def weights(config: ToyConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights everywhere, biases and norms included."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(s, generator=generator) * 0.5 for name, s in parameter_shapes(config).items()}
+
+
+def adversary(penalty: Penalty, config: ToyConfig, seed: int = 3) -> Adversary:
+    return Adversary(penalty, config, train_mask(replace(RUN, config=config, penalty=None)), seed)
+
+
+def of_operation(config: ToyConfig, tokens: Tensor, index: int) -> Tensor:
+    return tokens[:, 1] == config.modulus + index if len(config.operations) > 1 else torch.full((len(tokens),), True)
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("kind", ["contrastive", "pca", "covariance", "shuffled"])
+@pytest.mark.parametrize("config", [TWO, ONE], ids=["two operations", "one"])
+def test_the_loss_is_that_of_the_packages_own_removal(config: ToyConfig, kind: str) -> None:
+    state, penalty = weights(config), replace(PENALTY, kind=kind)
+    found = adversary(penalty, config)
+    model, last = build(config, state), f"blocks.{config.n_layers - 1}.hook_resid_post"
+    acts = collect(model, found.tokens, [last])[last]
+    tokens, answers = tasks.all_tokens(config)[3::4], tasks.answers(config)[3::4]
+    bases, logits = found.directions(state, 25), torch.zeros(len(tokens), config.n_answers)
+    for index, basis in enumerate(bases):
+        mine = of_operation(config, found.tokens, index)
+        subspace = Subspace(basis)
+        if kind in ("contrastive", "pca"):
+            values = found.tokens[mine]
+            right = answers_of(config, values)
+            whole = contrastive(acts[mine], right, "all") if kind == "contrastive" else None
+            expected = whole[:3] if whole else pca(acts[mine]).draw(last, 3, 0)
+            assert subspace.overlap(expected) > 1 - 1e-6
+            subspace = expected
+        rows = of_operation(config, tokens, index)
+        logits[rows] = model.run_with_hooks(tokens[rows], fwd_hooks=Ablate(subspace).at(last, pos=-1))[:, -1]
+    loss = found.loss(state, last_residual(config, state, tokens), tokens, answers, 25)
+    torch.testing.assert_close(loss, 0.5 * F.cross_entropy(logits, answers), atol=1e-4, rtol=1e-4)
+
+
+def answers_of(config: ToyConfig, tokens: Tensor) -> Tensor:
+    every = {tuple(row): answer for row, answer in zip(tasks.all_tokens(config).tolist(), tasks.answers(config))}
+    return torch.stack([every[tuple(row)] for row in tokens.tolist()])
+
+
+class TestGradients:
+    def test_those_of_the_formula_with_constant_directions(self) -> None:
+        state, found = weights(TWO), adversary(PENALTY, TWO)
+        tokens, answers = tasks.all_tokens(TWO)[::3], tasks.answers(TWO)[::3]
+        params = {name: w.double().requires_grad_() for name, w in state.items()}
+        found.loss(params, last_residual(TWO, params, tokens), tokens, answers, 25).backward()
+        q = found.directions({name: w.double() for name, w in state.items()}, 25)
+        other = {name: w.double().requires_grad_() for name, w in state.items()}
+        x = last_residual(TWO, other, tokens)
+        op = tokens[:, 1] - TWO.modulus
+        left = torch.stack([row - q[o] @ (q[o].T @ row) for row, o in zip(x, op.tolist())])
+        (0.5 * F.cross_entropy(readout(TWO, other, left), answers)).backward()
+        for name, p in params.items():
+            torch.testing.assert_close(p.grad, other[name].grad, atol=1e-9, rtol=1e-6, msg=name)
+
+    @pytest.mark.parametrize("kind", ["contrastive", "pca", "covariance", "shuffled"])
+    def test_through_the_directions_they_are_finite_differences(self, kind: str) -> None:
+        found = adversary(replace(PENALTY, kind=kind, through=True), TWO)
+        tokens, answers = tasks.all_tokens(TWO)[::3], tasks.answers(TWO)[::3]
+        state = {name: w.double() for name, w in weights(TWO).items()}
+        name = "blocks.1.mlp.W_out"
+
+        def loss(w: Tensor) -> Tensor:
+            params = {**state, name: w}
+            return found.loss(params, last_residual(TWO, params, tokens), tokens, answers, 25)
+
+        w = state[name].clone().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(w), w)
+        constant = adversary(replace(found.penalty, through=False), TWO)
+        params = {**state, name: w}
+        plain = constant.loss(params, last_residual(TWO, params, tokens), tokens, answers, 25)
+        assert (torch.autograd.grad(plain, w)[0] - grad).norm() > 0.05 * grad.norm()  # the directions do matter
+        step = 1e-5 * torch.randn(w.shape, dtype=w.dtype, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            change = loss(w + step) - loss(w - step)
+        assert float(change) == pytest.approx(float(2 * (grad * step).sum()), rel=1e-4)
+
+    def test_pairs_of_equal_eigenvalues_inside_and_outside(self) -> None:
+        """Where cos and sin of a frequency weigh the same, plain eigenvectors have no gradient; their span has one."""
+        q = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+        x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        products = (q * torch.tensor([4.0, 4.0, 2.0, 2.0, 1.0, 1.0])) @ q.T
+        products = products.expand(2, 6, 6).clone().requires_grad_()
+
+        def left(a: Tensor) -> Tensor:
+            basis = Leading.apply((a + a.mT) / 2, 4)
+            return x - x @ basis @ basis.mT
+
+        assert torch.autograd.gradcheck(left, products)
+        pairs = torch.diag(torch.tensor([4.0, 4.0, 2.0, 2.0, 1.0, 1.0], dtype=torch.float64)).requires_grad_()
+        naive = torch.linalg.eigh(pairs).eigenvectors[..., 2:]
+        (grad,) = torch.autograd.grad(((x @ naive @ naive.mT) ** 3).sum(), pairs)
+        assert not grad.isfinite().all()  # or else this function would not be needed
+
+    def test_a_pair_that_is_cut_has_a_limited_gradient(self) -> None:
+        values = torch.tensor([4.0, 2.0, 2.0, 1.0], dtype=torch.float64)
+        products = torch.diag(values).requires_grad_()
+        basis = Leading.apply(products, 2)
+        (basis @ basis.T * torch.arange(16.0, dtype=torch.float64).view(4, 4)).sum().backward()
+        assert products.grad.isfinite().all()
+        assert 1 < products.grad.abs().max() <= 16 / (4.0 * GAP)
+
+
+def test_nothing_happens_but_in_its_steps() -> None:
+    """Before ``start`` and between ``every`` a run with the penalty has the very bits of one without."""
+    found = adversary(PENALTY, TWO)
+    assert [taken for taken in range(40) if found.due(taken)] == [20, 25, 30, 35]
+    state = initial_state(TWO, "log", 0)
+    plain, other = Stepper(replace(RUN, penalty=None), state), Stepper(RUN, state)
+    tokens, answers = tasks.all_tokens(TWO)[::2], tasks.answers(TWO)[::2]
+    for taken in range(23):
+        same = all(torch.equal(w, other.params[name]) for name, w in plain.params.items())
+        assert same == (taken <= 20), taken
+        losses = plain.step(tokens, answers), other.step(tokens, answers)
+        assert torch.equal(*losses) == (taken < 20), taken
+    with torch.no_grad():  # the step after 23 has none
+        expected = F.cross_entropy(readout(TWO, other.params, last_residual(TWO, other.params, tokens)), answers)
+    assert torch.equal(other.step(tokens, answers), expected)
+
+
+def test_held_out_prompts_are_never_sampled() -> None:
+    settings = replace(RUN, config=replace(TWO, modulus=13), penalty=None)
+    mask = train_mask(settings)
+    for sample, count in ((40, 20), (5000, int(0.6 * 169))):
+        found = Adversary(replace(PENALTY, sample=sample), settings.config, mask, 0)
+        rows = {tuple(row) for row in found.tokens.tolist()}
+        assert len(rows) == len(found.tokens) == 2 * count
+        assert rows <= {tuple(row) for row in tasks.all_tokens(settings.config)[mask].tolist()}
+        assert all(of_operation(settings.config, found.tokens, i).sum() == count for i in (0, 1))
+    drawn = [Adversary(PENALTY, settings.config, mask, seed).tokens for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("kind", ["contrastive", "covariance", "dropout"])
+def test_resumed_runs_are_the_uninterrupted_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    settings = replace(RUN, penalty=replace(PENALTY, kind=kind, start=10))
+    whole = train(settings, out=tmp_path / "whole", progress=False)
+    step = Stepper.step
+
+    def killed(self: Any, *batch: Tensor) -> Tensor:
+        if self.taken == 32:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, out=tmp_path / "parts", progress=False, checkpoint_every=20)
+    parts = train(settings, out=tmp_path / "parts", progress=False)
+    assert all(torch.equal(w, parts.state[name]) for name, w in whole.state.items())
+    assert TrainConfig.from_dict(whole.card["training"]) == settings
