@@ -1,5 +1,6 @@
 """Adversarial training: the penalty against the package's own hooks, its schedule, its settings, and whether it works."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from torch import Tensor
 from mi_ablate import Ablate, Subspace, collect
 from mi_ablate.controls import pca
 from mi_ablate.measures.bases import contrastive
+from mi_ablate.sweep.grids import Grid, config_of, key_of, label
+from mi_ablate.sweep.listing import rows, select
 from mi_ablate.toys import tasks
 from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.evaluation import train_mask
 from mi_ablate.toys.forward import last_residual, parameter_shapes, readout
 from mi_ablate.toys.penalty import GAP, Adversary, Leading, Penalty
-from mi_ablate.toys.recipes import TrainConfig
+from mi_ablate.toys.recipes import TrainConfig, load_recipe
+from mi_ablate.toys.stacked import train_stacked
 from mi_ablate.toys.stepper import Stepper, initial_state
 from mi_ablate.toys.train import train
 from mi_ablate.toys.transformer import build
@@ -186,3 +190,102 @@ def test_resumed_runs_are_the_uninterrupted_ones(tmp_path: Path, monkeypatch: py
     parts = train(settings, out=tmp_path / "parts", progress=False)
     assert all(torch.equal(w, parts.state[name]) for name, w in whole.state.items())
     assert TrainConfig.from_dict(whole.card["training"]) == settings
+
+
+BASE = {"config": {"modulus": 97}, "steps": 40_000}
+
+
+class TestSettings:
+    def test_a_table_in_a_file(self, tmp_path: Path) -> None:
+        told = {"config": {"modulus": 97}, "steps": 20_000, "penalty": {"kind": "pca", "weight": 1, "through": True}}
+        (tmp_path / "a.json").write_text(json.dumps(told))
+        settings = load_recipe(tmp_path / "a.json")
+        assert settings.penalty == Penalty(kind="pca", weight=1.0, through=True)
+        assert TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+        assert TrainConfig.from_dict({**told, "penalty": {}}).penalty == Penalty()
+        assert TrainConfig.from_dict({**told, "penalty": None}).penalty is None
+
+    def test_nested_and_flat_names_make_the_same_cells(self) -> None:
+        nested = Grid.product("g", BASE, arms=[{"penalty": {"kind": k, "directions": 5}} for k in ("pca", "shuffled")])
+        flat = Grid.product("g", {**BASE, "penalty.directions": 5}, axes={"penalty.kind": ["pca", "shuffled"]})
+        mixed = Grid.product("g", {**BASE, "penalty": {"directions": 5}}, axes={"penalty.kind": ["pca", "shuffled"]})
+        assert nested == flat == mixed
+        assert [cell.penalty for cell in flat.cells] == [Penalty("pca", 5), Penalty("shuffled", 5)]
+
+    def test_none_in_a_grid_is_no_penalty(self) -> None:
+        for nothing in ("none", None):
+            grid = Grid.product("g", {**BASE, "penalty": {"every": 5}}, axes={"penalty.kind": [nothing, "pca"]})
+            assert [cell.penalty for cell in grid.cells] == [None, Penalty("pca", every=5)]
+
+    def test_keys_and_labels(self) -> None:
+        plain, usual, other = Grid.product(
+            "g", BASE, arms=[{}, {"penalty.kind": "contrastive"}, {"penalty": {"kind": "pca", "directions": 5}}]
+        ).cells
+        assert len({key_of(cell) for cell in (plain, usual, other)}) == 3
+        assert key_of(replace(usual, penalty=Penalty(weight=1))) == key_of(replace(usual, penalty=Penalty(weight=1.0)))
+        assert key_of(replace(plain, penalty=None)) == key_of(plain)
+        assert "penalty" not in label(plain)
+        assert "penalty=contrastive" in label(usual)
+        assert "penalty.directions" not in label(usual)
+        assert "penalty=pca penalty.directions=5" in label(other)
+
+    def test_records_show_what_tells_them_apart(self) -> None:
+        arms = [{"penalty.kind": "none"}, {"penalty.kind": "pca"}, {"penalty.kind": "pca", "penalty.start": 20_000}]
+        cells = Grid.product("g", BASE, arms=arms).cells
+        records = [{"key": str(i), "grid": "g", "seed": 0, "status": "done", "config": config_of(cell)}
+                   for i, cell in enumerate(cells)]  # fmt: skip
+        del records[0]["config"]["penalty"]  # as in records from before there were penalties
+        for some, names in ((records, {"penalty.kind", "penalty.start"}), (records[:2], {"penalty.kind"})):
+            assert {name for name in rows(some)[0] if "penalty" in name} == names
+        assert rows(records)[1]["penalty.kind"] == "pca"
+        assert select(records, ["penalty.start>10_000"]) == records[2:]
+        with pytest.raises(ValueError, match=r"penalty\.directions"):
+            select(records, ["penalty.direction=3"])
+
+    def test_quick_grids_have_it_on_for_the_same_part_of_the_steps(self) -> None:
+        base = {**BASE, "penalty": {"directions": 60}}
+        quick = Grid.product("g", base, axes={"penalty.start": [0, 10_000, 39_000]}).quick()
+        assert [cell.penalty.start for cell in quick.cells if cell.penalty] == [0, 600, 2340]
+        assert {cell.penalty.directions for cell in quick.cells if cell.penalty} == {28}
+
+    @pytest.mark.parametrize(
+        ("penalty", "message"),
+        [
+            ({"direction": 3}, r"'direction' is no penalty setting.*directions"),
+            ({"directions": 3.0}, "directions = 3.0 must be int"),
+            ({"through": 1}, "through = 1 must be bool"),
+            ({"weight": True}, "weight = True must be int or float"),
+            (5, "penalty = 5 must hold the penalty's settings"),
+            ({"kind": "contrast"}, r"penalty.kind 'contrast' must be one of .'contrastive'"),
+            ({"every": 0}, "penalty.every 0 must be at least 1"),
+            ({"weight": 0}, "penalty.weight 0.0 must be above 0; penalty = None trains without one"),
+            ({"kind": "dropout", "through": True}, "is for directions, and kind 'dropout' has none"),
+            ({"start": 20_000}, "penalty.start 20000 leaves none of the 20000 steps a penalty"),
+            ({"directions": 97}, "penalty.directions 97 of d_model 128 and 97 answers: at most 96"),
+            ({"directions": 128, "kind": "pca"}, "penalty.directions 128 of d_model 128: at most 127"),
+            (
+                {"sample": 10},
+                "penalty.sample 10 gives 10 of 2822 training pairs of each operation; 10 directions need more",
+            ),
+        ],
+    )
+    def test_refusals(self, penalty: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            TrainConfig.from_dict({"config": {"modulus": 97}, "steps": 20_000, "penalty": penalty})
+
+    @pytest.mark.parametrize(
+        ("base", "message"),
+        [
+            ({"penalty.direction": 3}, r"'penalty.direction' is no setting of a training run.*penalty.directions"),
+            ({"penalty": {}}, "penalty = {} must hold the penalty's settings"),
+            ({"penalty": "pca"}, "penalty = 'pca' must hold the penalty's settings"),
+        ],
+    )
+    def test_refusals_of_grids(self, base: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Grid.product("g", {**BASE, **base})
+
+    def test_stacks_have_none(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"a stack has several: mi_ablate.toys.train.train runs them one by one"):
+            train_stacked([replace(RUN, penalty=None), RUN], outs=[tmp_path / "a", tmp_path / "b"], progress=False)
+        assert not list(tmp_path.iterdir())

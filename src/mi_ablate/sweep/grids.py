@@ -1,7 +1,8 @@
 """Grids: a base configuration, arms and axes that change it, and seeds.
 
 The cells of a grid are arms x the product of the axes x seeds, in that order. Keys are `TrainConfig`'s, with
-``config.`` before those of its `ToyConfig` ("config.n_layers"). A grid is named (`declared.GRIDS`) or a JSON or TOML file:
+``config.`` before those of its `ToyConfig` ("config.n_layers") and ``penalty.`` before those of its `Penalty`
+("penalty.kind", which may be "none"). A grid is named (`declared.GRIDS`) or a JSON or TOML file:
 
     name = "width"
     seeds = [0, 1, 2]
@@ -16,12 +17,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mi_ablate._types import nearest
 from mi_ablate.toys.config import ToyConfig
+from mi_ablate.toys.penalty import Penalty
 from mi_ablate.toys.recipes import TrainConfig
 from mi_ablate.toys.settings import flat
 
@@ -120,6 +122,8 @@ def label(cell: TrainConfig) -> str:
     for key in ("seed", "keep_steps", "split_seed"):
         told.pop(key, None)
     model = {k: v for k, v in told.pop("config", {}).items() if k != "modulus"}
+    if cell.penalty is not None:
+        told |= {"penalty": cell.penalty.kind} | {f"penalty.{k}": v for k, v in told["penalty"].items() if k != "kind"}
     words = [f"p={cell.config.modulus}", *(f"{k}={_brief(v)}" for k, v in {**model, **told}.items())]
     if "weight_decay" not in told:
         words.append(f"weight_decay={cell.weight_decay:g}")
@@ -154,29 +158,35 @@ def _seeds(seeds: Any) -> Sequence[int]:
 
 
 def _flat(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by one name each, the model's as "config.NAME" whichever way they were given."""
+    """Settings by one name each, the model's as "config.NAME" whichever way they were given, and so a penalty's."""
     config = changes.get("config", {})
     if not isinstance(config, Mapping):
         raise ValueError(f"config = {config!r} must hold the model's settings, such as {{modulus = 97}}.")
+    penalty = changes.get("penalty")
+    if not (penalty is None or (penalty and isinstance(penalty, Mapping))):
+        raise ValueError(f"penalty = {penalty!r} must hold the penalty's settings, such as {{kind = 'contrastive'}}.")
     return flat({**changes, "config": config})
 
 
 def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What `TrainConfig.from_dict` takes, after checking every name."""
     settings: dict[str, Any] = {"config": {}}
-    names = [f.name for f in fields(TrainConfig) if f.name not in ("config", "seed")]
-    models = [f"config.{f.name}" for f in fields(ToyConfig)]
+    names = [f.name for f in fields(TrainConfig) if f.name not in ("config", "penalty", "seed")]
+    inner = [f"{table}.{f.name}" for table, kind in (("config", ToyConfig), ("penalty", Penalty)) for f in fields(kind)]
     for key, value in changes.items():
-        if key in models:
-            settings["config"][key.removeprefix("config.")] = value
+        if key in inner:
+            table, name = key.split(".")
+            settings.setdefault(table, {})[name] = value
         elif key in names:
             settings[key] = value
         elif key == "seed":
             raise ValueError(f"seed = {value!r}: a grid's seeds stand in its list seeds = [{value!r}].")
         else:
-            raise ValueError(f"{key!r} is no setting of a training run. {nearest(key, [*names, *models])}")
+            raise ValueError(f"{key!r} is no setting of a training run. {nearest(key, [*names, *inner])}")
     if settings.get("split_seed") == "seed":
         settings["split_seed"] = None
+    if settings.get("penalty", {}).get("kind", "") in (None, "none"):
+        settings["penalty"] = None
     return settings
 
 
@@ -184,6 +194,9 @@ def _told(cell: TrainConfig) -> dict[str, Any]:
     """The settings that differ from the defaults, so that a setting added later changes no key."""
     mine, other = cell.to_dict(), TrainConfig(ToyConfig(cell.config.modulus)).to_dict()
     told = {key: value for key, value in mine.items() if key != "config" and value != other[key]}
+    if cell.penalty is not None:
+        usual = asdict(Penalty())
+        told["penalty"] = {key: value for key, value in mine["penalty"].items() if value != usual[key]}
     model = {key: value for key, value in mine["config"].items() if value != other["config"][key]}
     return {**told, "config": model} if model else told
 
@@ -205,7 +218,11 @@ def _brief(value: Any) -> str:
 def _quick(cell: TrainConfig) -> TrainConfig:
     """One layer, d 64, p = 29, 70 % of the pairs, full batch: groks within about 2,000 steps at weight decay 1."""
     shape = replace(cell.config, modulus=29, n_layers=1, d_model=64, n_heads=4, d_mlp=256)
+    steps, penalty = 2400, cell.penalty
+    if penalty is not None:  # on for the same part of the steps
+        start = penalty.start * steps // cell.steps
+        penalty = replace(penalty, start=start, directions=min(penalty.directions, shape.modulus - 1))
     return replace(
-        cell, config=shape, train_fraction=0.7, batch_size=None, steps=2400, evaluate_every=100, stop_when_stable_for=None,
-        keep_steps=(1200, 2400),
+        cell, config=shape, train_fraction=0.7, batch_size=None, steps=steps, evaluate_every=100, stop_when_stable_for=None,
+        keep_steps=(1200, 2400), penalty=penalty,
     )  # fmt: skip

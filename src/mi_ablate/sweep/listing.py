@@ -165,7 +165,7 @@ def _check(name: str, sign: str, value: str, known: Sequence[Mapping[str, Any]])
     """Raise unless some record has the name, and values that this one can be compared with."""
     names = list(dict.fromkeys(key for cell in known for key in cell))
     if known and name not in names:
-        settings = sorted(key for key in names if key.startswith("config.") or key in _TRAINING)
+        settings = sorted(key for key in names if key.startswith(("config.", "penalty.")) or key in _TRAINING)
         raise ValueError(
             f"No record has {name!r}. {nearest(name, names)} There are {', '.join(RESULTS)}; the settings "
             f"{', '.join(settings)}; and anything else of a record by its path, such as versions.torch."
