@@ -6,10 +6,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from mi_ablate._files import ArtefactError
+from mi_ablate._types import nearest
 from mi_ablate.measures import VERSION, Subject
 from mi_ablate.studies.spread import Value
 from mi_ablate.sweep import Grid, RecordFile
@@ -18,6 +20,7 @@ from mi_ablate.sweep.records import Record
 from mi_ablate.sweep.weights import FOLDER, unpack
 from mi_ablate.toys.recipes import TrainConfig
 from mi_ablate.toys.settings import flat
+from mi_ablate.toys.tasks import n_prompts
 
 SECONDS_A_STEP = 0.042
 """A training step of two layers, d 128, batch 512 on one core, as recorded by the weight-decay grid (0.034 to 0.048)."""
@@ -76,6 +79,8 @@ class Cell:
     grid: str
     record: Record | None
     results: Path
+    error: str | None = None
+    """Why its last run failed, where no run of it ended well."""
 
     @property
     def key(self) -> str:
@@ -87,19 +92,30 @@ class Cell:
         """What tells it from the defaults, with its seed."""
         return f"{label(self.config)} seed={self.config.seed}"
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its flat name (`toys.settings`), and ``grid``."""
+        return {name: _listed(value) for name, value in flat(self.config.to_dict()).items()} | {"grid": self.grid}
+
     @property
     def estimate(self) -> float:
         """About how many core-minutes it takes, by its steps and the size of its weights and batch; rough."""
         shape = self.config.config
         size = shape.n_layers / 2 * (shape.d_model / 128) ** 1.5
-        batch = (self.config.batch_size or 2048) / 512
+        batch = (self.config.batch_size or self.config.train_fraction * n_prompts(shape)) / 512
         return self.config.steps * SECONDS_A_STEP * max(0.25, size) * max(0.4, 0.3 + 0.7 * batch) / 60
+
+    @property
+    def _done(self) -> Record:
+        """The record of a cell that is run."""
+        if self.record is None:
+            raise ValueError(f"{self!r}: take numbers from cells that are run, `Cells.done`.")
+        return self.record
 
     @property
     def training(self) -> dict[str, Any]:
         """The record's ``metrics.training``."""
-        assert self.record is not None
-        return self.record["metrics"]["training"]
+        return self._done["metrics"]["training"]
 
     @property
     def grok_step(self) -> int | None:
@@ -114,8 +130,7 @@ class Cell:
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """Every measured step, in order."""
-        assert self.record is not None
-        return tuple(map(Checkpoint, self.record["metrics"]["checkpoints"]))
+        return tuple(map(Checkpoint, self._done["metrics"]["checkpoints"]))
 
     @property
     def stable(self) -> tuple[Checkpoint, ...]:
@@ -142,14 +157,24 @@ class Cell:
     def subject(self, step: int | None = None) -> Subject:
         """Return the model of the weights beside the record, ready to be measured (half precision, rounded).
 
+        Args:
+            step: a step whose weights were kept; the last of them by default.
+
         Raises:
+            ValueError: no weights of that step.
             ArtefactError: the weights are gone or changed.
 
         """
-        assert self.record is not None
-        entries = {entry["step"]: entry for entry in self.record["weights"]}
-        entry = entries[step if step is not None else max(entries)]
-        state = unpack(self.results / FOLDER / self.grid, entry, self.record)
+        record = self._done
+        entries = {entry["step"]: entry for entry in record["weights"]}
+        if step is None:
+            step = max(entries)
+        if step not in entries:
+            raise ValueError(
+                f"{self!r} keeps the weights of step {', '.join(map(str, sorted(entries)))}, not of {step}."
+            )
+        entry = entries[step]
+        state = unpack(self.results / FOLDER / self.grid, entry, record)
         return Subject(self.config, state, entry["step"], entry["stable"])
 
     def __repr__(self) -> str:
@@ -164,26 +189,26 @@ class Cells:
 
     @classmethod
     def load(cls, grids: Sequence[Grid], results: Path | str) -> "Cells":
-        """Return the cells of these grids with their records in a folder; a cell is run where any grid's records have it.
+        """Return the cells of these grids, each with its record where its grid's file in a folder has one.
 
         Raises:
             ArtefactError: a record file that cannot be read, or records whose measures are of another version.
 
         """
-        from mi_ablate._files import ArtefactError
-
         folder, found = Path(results), []
         for grid in grids:
-            latest = RecordFile(folder / f"{grid.name}.jsonl").latest()
-            for record in latest.values():
-                if record["status"] == "done" and record["measures_version"] != VERSION:
+            latest = _latest(folder / f"{grid.name}.jsonl")
+            name = grid.name.removesuffix("-quick")
+            for cell in grid.cells:
+                record = latest.get(key_of(cell), {})
+                if record.get("status") == "done" and record["measures_version"] != VERSION:
+                    again = f"mi-ablate train {name}{' --quick' if name != grid.name else ''}"
                     raise ArtefactError(
                         f"{folder / grid.name}.jsonl holds measures of version {record['measures_version']}, and this is "
-                        f"version {VERSION}: the two are not mixed. `mi-ablate train {grid.name}` measures them again."
+                        f"version {VERSION}: the two are not mixed. `{again}` measures them again."
                     )
-            done = {key: record for key, record in latest.items() if record["status"] == "done"}
-            name = grid.name.removesuffix("-quick")
-            found += [Cell(cell, name, done.get(key_of(cell)), folder) for cell in grid.cells]
+                done = record if record.get("status") == "done" else None
+                found.append(Cell(cell, name, done, folder, record.get("error")))
         return cls(tuple(found))
 
     def where(self, **settings: Any) -> "Cells":
@@ -193,16 +218,13 @@ class Cells:
             ValueError: a setting that no cell has.
 
         """
-        kept = self.cells
-        for name, value in settings.items():
-            name = name.replace("__", ".")
-            for cell in kept:
-                if name != "grid" and name not in flat(cell.config.to_dict()):
-                    raise ValueError(
-                        f"No cell has a setting {name!r}; there are {', '.join(flat(cell.config.to_dict()))}."
-                    )
-            kept = tuple(c for c in kept if (c.grid if name == "grid" else flat(c.config.to_dict())[name]) == value)
-        return Cells(kept)
+        wanted = {name.replace("__", "."): _listed(value) for name, value in settings.items()}
+        known = {name for cell in self.cells for name in cell.settings}
+        for name in wanted:
+            if self.cells and name not in known:
+                raise ValueError(f"No cell has a setting {name!r}. {nearest(name, sorted(known))}")
+        kept = (c for c in self.cells if all(n in c.settings and c.settings[n] == v for n, v in wanted.items()))
+        return Cells(tuple(kept))
 
     @property
     def done(self) -> tuple[Cell, ...]:
@@ -231,3 +253,21 @@ class Cells:
 def chosen(cells: Iterable[Cell]) -> Cells:
     """Return these cells as `Cells`."""
     return Cells(tuple(cells))
+
+
+def _listed(value: Any) -> Any:
+    """A setting of several values as a list, whichever way it was written."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _latest(path: Path) -> dict[str, Record]:
+    """The latest record of each cell; a file is read again only where it has changed."""
+    if not path.is_file():
+        return {}
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, changed: int, size: int) -> dict[str, Record]:
+    return RecordFile(path).latest()

@@ -4,13 +4,17 @@
 11 [3, 40+] (n=3)
 >>> Spread.of([0.5])
 0.5 (n=1)
->>> coverage(3)
-0.75
+>>> Spread.of([Value(40, censored=True), 50, 60]), Spread.of([])
+(50+ [40+, 60+] (n=3), not run)
+>>> coverage(3), coverage(5)
+(0.75, 0.9375)
+
+A number that is only known to be at least 40 may be any larger one, so it marks every statistic that this would move.
 """
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -65,23 +69,27 @@ class Spread:
 
     @property
     def high(self) -> float:
-        """The highest known; the truth may lie above where it is censored."""
+        """The highest known; the truth may lie above where any is censored."""
         return self.values[-1].number if self.values else math.nan
 
     def text(self, form: str = ".3g", count: bool = True) -> str:
         """Return "median [low, high] (n=seeds)", "not run" where there is none; + marks what is only a lower bound."""
         if not self.values:
             return "not run"
-        middle = self.values[(self.n - 1) // 2 : self.n // 2 + 1]
-        centre = Value(self.median, any(v.censored for v in middle)).text(form)
-        ends = [self.values[0].text(form), self.values[-1].text(form)]
+        centre = self._marked(statistics.median).text(form)
+        ends = [self._marked(min).text(form), self._marked(max).text(form)]
         inside = "" if ends[0] == ends[1] == centre else f" [{ends[0]}, {ends[1]}]"
         return f"{centre}{inside}" + (f" (n={self.n})" if count else "")
+
+    def _marked(self, statistic: Callable[[Sequence[float]], float]) -> Value:
+        """A statistic of the least values, censored where it is larger with the censored ones arbitrarily large."""
+        least, most = [v.number for v in self.values], [math.inf if v.censored else v.number for v in self.values]
+        return Value(statistic(least), statistic(most) > statistic(least))
 
     def __repr__(self) -> str:
         return self.text()
 
 
 def coverage(n: int) -> float:
-    """Return the probability that the range of n independent draws holds the distribution's median."""
-    return 1 - 2.0 ** (1 - n)
+    """Return the probability that the range of n independent draws holds the distribution's median; 0 for none."""
+    return 1 - 2.0 ** (1 - n) if n > 0 else 0.0
