@@ -133,8 +133,8 @@ def corners(cell: Cell, alone: float | None) -> Corners | None:
     operations = cell.config.config.operations
     found = [kills_selectively(cell, one) for one in operations]
     least = [value for one in operations if (value := mean_least(cell, one)) is not None]
-    ks = [value for one in operations if (value := cell.mean_k(one, LAST, MEAN)) is not None]
-    ranks = [value for one in operations if (value := cell.mean(partial(rank99, operation=one))) is not None]
+    ks = [k for one in operations if (k := cell.mean_k(one, LAST, MEAN)) is not None]
+    ranks = [rank for one in operations if (rank := cell.mean(partial(rank99, operation=one))) is not None]
     if None in found or not len(ks) == len(ranks) == len(operations):
         return None
     filled = sum(rank.number for rank in ranks) / cell.config.config.d_model
