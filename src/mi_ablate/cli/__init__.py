@@ -8,6 +8,7 @@ from mi_ablate.cli import arithmetic as arithmetic
 from mi_ablate.cli import attention as attention
 from mi_ablate.cli import edits as edits
 from mi_ablate.cli import language as language
+from mi_ablate.cli import studies as studies
 from mi_ablate.cli import training as training
 from mi_ablate.cli.application import app, main
 

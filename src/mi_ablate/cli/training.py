@@ -59,7 +59,7 @@ def train(
         places: dict[str, Any] = {"results": results or sweep.RESULTS, "runs": out or sweep.RUNS}
         grid = sweep.load_grid(what, quick)
         todo = sweep.plan(grid, **places, measures=measure, device=device, command=command_line())
-        return _say_plan(todo, workers) if dry_run else _run_plan(todo, **chosen)
+        return say_plan(todo, workers) if dry_run else _run_plan(todo, **chosen)
     _known(what)
     _refuse(
         f"{what!r} is a recipe", "a grid", **options, dry_run=dry_run, measure=measure, quick=quick, results=results
@@ -89,7 +89,8 @@ def _known(what: str) -> None:
         raise ValueError(f"There is no recipe or grid {what!r}. {nearest(what, [*RECIPES, *GRIDS])}")
 
 
-def _say_plan(todo: "Plan", workers: int | None) -> None:
+def say_plan(todo: "Plan", workers: int | None) -> None:
+    """Print the cells of a plan, what is left of them, and about how long it takes here."""
     import os
 
     for row in todo.table():

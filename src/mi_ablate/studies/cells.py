@@ -99,11 +99,8 @@ class Cell:
 
     @property
     def estimate(self) -> float:
-        """About how many core-minutes it takes, by its steps and the size of its weights and batch; rough."""
-        shape = self.config.config
-        size = shape.n_layers / 2 * (shape.d_model / 128) ** 1.5
-        batch = (self.config.batch_size or self.config.train_fraction * n_prompts(shape)) / 512
-        return self.config.steps * SECONDS_A_STEP * max(0.25, size) * max(0.4, 0.3 + 0.7 * batch) / 60
+        """About how many core-minutes it takes; see `minutes`."""
+        return minutes(self.config)
 
     @property
     def _done(self) -> Record:
@@ -253,6 +250,14 @@ class Cells:
 def chosen(cells: Iterable[Cell]) -> Cells:
     """Return these cells as `Cells`."""
     return Cells(tuple(cells))
+
+
+def minutes(cell: TrainConfig) -> float:
+    """Return about how many core-minutes a cell takes, by its steps and the size of its weights and batch; rough."""
+    shape = cell.config
+    size = shape.n_layers / 2 * (shape.d_model / 128) ** 1.5
+    batch = (cell.batch_size or cell.train_fraction * n_prompts(shape)) / 512
+    return cell.steps * SECONDS_A_STEP * max(0.25, size) * max(0.4, 0.3 + 0.7 * batch) / 60
 
 
 def _listed(value: Any) -> Any:

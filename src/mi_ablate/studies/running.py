@@ -39,6 +39,7 @@ def run_study(
     Raises:
         ValueError: options that cannot be meant.
         RuntimeError: another process writes these records.
+        ArtefactError: records or weights that cannot be read.
         OSError: a full disk; nothing is lost.
 
     """
