@@ -12,7 +12,10 @@ of its settings, not of a run: what has been run is in the records.
 ``grokking``         train fractions and sizes around one baseline
 ``capacity``         two tasks in models of other depths and widths
 ``too-small``        two tasks in one layer of width 64, 48 and 32
-``batch-size``       the same samples, steps or decay at other batch sizes
+``batch-size``       other batch sizes: the same samples or steps, the decay or the learning rate changed with them
+``adversarial``      two tasks trained against the removal of their own directions, and of covariance-drawn ones
+``adversarial-arms`` the same with other controls, other numbers of directions, and gradients through them
+``late-penalty``     the same from the first step, half-way, and after grokking
 """
 
 from pathlib import Path
@@ -43,19 +46,27 @@ def _decay(value: float, **more: Any) -> dict[str, Any]:
     return {"weight_decay": value, "steps": steps, "keep_steps": keep, **more}
 
 
-def _batch(size: int, steps: int, decay: float = 1.0, rate: float = 1e-3) -> dict[str, Any]:
-    return {"batch_size": size, "steps": steps, "weight_decay": decay, "learning_rate": rate, "keep_steps": (steps,)}
+def _batch(size: int, decay: int | float = 1.0, rate: int | float = 1e-3) -> dict[str, Any]:
+    """The samples of 6,000 steps of 512; where nothing but the batch size changes, one run for these and for 6,000 steps."""
+    ends = {_SAMPLES // size} | ({6_000} if (decay, rate) == (1.0, 1e-3) else set())
+    return {"batch_size": size, "steps": max(ends), "keep_steps": tuple(sorted(ends)), "weight_decay": decay,
+            "learning_rate": rate}  # fmt: skip
+
+
+def _against(**changes: Any) -> dict[str, Any]:
+    """The research log's adversarial training; ten directions, whose number it does not give."""
+    usual = {"kind": "contrastive", "directions": 10, "weight": 0.1, "every": 10, "start": 10_000, "sample": 2_048}
+    return {"penalty": {**usual, **changes}}
 
 
 _SAMPLES = 512 * 6_000
 _BATCHES = (64, 128, 256, 1024, 5120)
 _ARMS = [
-    _batch(512, 6_000),
-    *(_batch(b, _SAMPLES // b) for b in _BATCHES),
-    *(_batch(b, 6_000) for b in _BATCHES),
-    *(_batch(b, _SAMPLES // b, decay=b / 512) for b in _BATCHES),
-    *(_batch(b, _SAMPLES // b, rate=1e-3 * (b / 512) ** 0.5) for b in _BATCHES),
+    *(_batch(b) for b in _BATCHES),
+    *(_batch(b, decay=b / 512) for b in _BATCHES),
+    *(_batch(b, rate=1e-3 * (b / 512) ** 0.5) for b in _BATCHES),
 ]
+"""Batch sizes beside 512, whose runs are those of ``weight-decay`` at 1.0."""
 
 _GRIDS = (
     Grid.product(
@@ -97,6 +108,18 @@ _GRIDS = (
         arms=[{"config": {"n_layers": 1, "d_model": d, "d_mlp": 4 * d}} for d in (64, 48, 32)],
     ),
     Grid.product("batch-size", _ADD, arms=_ARMS, seeds=3),
+    Grid.product(
+        "adversarial", _TWO,
+        arms=[{**_against(kind=kind), "seeds": [seed]} for seed in range(3) for kind in ("contrastive", "covariance")],
+    ),
+    Grid.product(
+        "adversarial-arms", _TWO, seeds=3,
+        arms=[*(_against(kind=kind) for kind in ("pca", "shuffled", "dropout")),
+              *(_against(directions=k) for k in (5, 20)), _against(through=True)],
+    ),
+    Grid.product(
+        "late-penalty", _TWO, seeds=3, arms=[_against(start=start) for start in (0, 20_000, 30_000)],
+    ),
 )  # fmt: skip
 GRIDS: dict[str, Grid] = {grid.name: grid for grid in _GRIDS}
 """By name, in the order of the module's list."""
