@@ -1,5 +1,6 @@
 """Adversarial training: the penalty against the package's own hooks, its schedule, its settings, and whether it works."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_ablate import Ablate, Subspace, collect
-from mi_ablate.controls import pca
+from mi_ablate import Ablate, Subspace, collect, metrics, removal_curve
+from mi_ablate.controls import covariance, pca
 from mi_ablate.measures.bases import contrastive
 from mi_ablate.sweep.grids import Grid, config_of, key_of, label
 from mi_ablate.sweep.listing import rows, select
+from mi_ablate.sweep.plans import plan
+from mi_ablate.sweep.run import _stacks
+from mi_ablate.sweep.work import perform
 from mi_ablate.toys import tasks
 from mi_ablate.toys.config import ToyConfig
 from mi_ablate.toys.evaluation import train_mask
@@ -28,6 +32,7 @@ from mi_ablate.toys.transformer import build
 
 TWO = ToyConfig(modulus=7, operations=("add", "mul"), d_model=16, n_heads=2, d_mlp=24)
 ONE = replace(TWO, operations=("add",), normalization="RMS", layout="a b =")
+GATED = replace(TWO, operations=("add",), gate=((0, 3), (1, 5)))
 PENALTY = Penalty(directions=3, weight=0.5, every=5, start=20, sample=40)
 RUN = TrainConfig(TWO, seed=3, steps=40, batch_size=16, evaluate_every=20, train_fraction=0.6, penalty=PENALTY)
 
@@ -48,7 +53,7 @@ def of_operation(config: ToyConfig, tokens: Tensor, index: int) -> Tensor:
 
 @pytest.mark.compat
 @pytest.mark.parametrize("kind", ["contrastive", "pca", "covariance", "shuffled"])
-@pytest.mark.parametrize("config", [TWO, ONE], ids=["two operations", "one"])
+@pytest.mark.parametrize("config", [TWO, ONE, GATED], ids=["two operations", "one", "gated"])
 def test_the_loss_is_that_of_the_packages_own_removal(config: ToyConfig, kind: str) -> None:
     state, penalty = weights(config), replace(PENALTY, kind=kind)
     found = adversary(penalty, config)
@@ -75,6 +80,49 @@ def test_the_loss_is_that_of_the_packages_own_removal(config: ToyConfig, kind: s
 def answers_of(config: ToyConfig, tokens: Tensor) -> Tensor:
     every = {tuple(row): answer for row, answer in zip(tasks.all_tokens(config).tolist(), tasks.answers(config))}
     return torch.stack([every[tuple(row)] for row in tokens.tolist()])
+
+
+class TestControls:
+    def test_covariance_drawn_subspaces_remove_what_the_packages_control_removes(self) -> None:
+        state, found = weights(ONE), adversary(replace(PENALTY, kind="covariance"), ONE)
+        acts = last_residual(ONE, state, found.tokens).double()
+        centred, control = acts - acts.mean(0), covariance(acts)
+
+        def removed(q: Tensor) -> float:
+            return float((centred @ q).square().sum() / centred.square().sum())
+
+        mine = torch.tensor([removed(found.directions(state, step)[0]) for step in range(100)])
+        theirs = torch.tensor([removed(control.draw("", 3, seed).basis) for seed in range(100)])
+        error = (mine.var() / 100 + theirs.var() / 100).sqrt()
+        assert abs(mine.mean() - theirs.mean()) < 4 * error
+        assert mine.mean() - 3 / ONE.d_model > 10 * error  # and not what directions of no size remove
+
+    @pytest.mark.parametrize("kind", ["covariance", "shuffled"])
+    def test_draws_are_new_in_every_step_and_the_same_again(self, kind: str) -> None:
+        state = weights(TWO)
+        one, other = (adversary(replace(PENALTY, kind=kind), TWO) for _ in range(2))
+        assert torch.equal(one.directions(state, 25), other.directions(state, 25))
+        for changed in (one.directions(state, 30), adversary(one.penalty, TWO, seed=4).directions(state, 25)):
+            assert all(Subspace(q).overlap(Subspace(r)) < 0.99 for q, r in zip(changed, other.directions(state, 25)))
+
+    def test_shuffled_answers_have_less_between_them(self) -> None:
+        """Their directions hold less of what lies between the true answers' means."""
+        state, right = weights(ONE), adversary(PENALTY, ONE)
+        wrong = adversary(replace(PENALTY, kind="shuffled"), ONE)
+        acts = last_residual(ONE, state, right.tokens).double()
+        between = (right.contrasts[0] @ acts).square().sum()
+        of_shuffled = [(right.contrasts[0] @ acts @ wrong.directions(state, i)[0]).square().sum() for i in range(20)]
+        whole = (right.contrasts[0] @ acts @ right.directions(state, 0)[0]).square().sum()
+        assert torch.stack(of_shuffled).mean() < 0.9 * whole < between
+
+    def test_dropout_leaves_the_mean(self) -> None:
+        found = adversary(replace(PENALTY, kind="dropout"), TWO)
+        ones = torch.ones(4000, TWO.d_model)
+        left = found._dropped(ones, 25)
+        assert set(left.flatten().tolist()) == {0.0, float(torch.tensor(16 / 13))}
+        assert float(left.mean()) == pytest.approx(1, abs=0.01)
+        assert torch.equal(left, found._dropped(ones, 25))
+        assert not torch.equal(left, found._dropped(ones, 30))
 
 
 class TestGradients:
@@ -155,6 +203,13 @@ def test_nothing_happens_but_in_its_steps() -> None:
     with torch.no_grad():  # the step after 23 has none
         expected = F.cross_entropy(readout(TWO, other.params, last_residual(TWO, other.params, tokens)), answers)
     assert torch.equal(other.step(tokens, answers), expected)
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "covariance", "pca", "dropout"])
+def test_a_loss_that_is_not_finite_is_left_to_the_trainer(kind: str) -> None:
+    stepper = Stepper(replace(RUN, penalty=replace(PENALTY, kind=kind, start=0)), weights(TWO))
+    stepper.params["embed.W_E"].data[0] = float("nan")
+    assert not stepper.step(tasks.all_tokens(TWO)[::2], tasks.answers(TWO)[::2]).isfinite()
 
 
 def test_held_out_prompts_are_never_sampled() -> None:
@@ -289,3 +344,46 @@ class TestSettings:
         with pytest.raises(ValueError, match=r"a stack has several: mi_ablate.toys.train.train runs them one by one"):
             train_stacked([replace(RUN, penalty=None), RUN], outs=[tmp_path / "a", tmp_path / "b"], progress=False)
         assert not list(tmp_path.iterdir())
+
+    def test_sweeps_train_such_cells_alone(self, tmp_path: Path) -> None:
+        base = {**RUN.to_dict(), "config": TWO.to_dict(), "penalty": {"directions": 3, "start": 20, "sample": 40}}
+        del base["seed"]
+        grid = Grid.product("g", base, axes={"penalty.kind": ["none", "pca"]}, seeds=2)
+        todo = plan(grid, results=tmp_path / "results", runs=tmp_path / "runs", measures=["accuracy"]).todo
+        assert [[cell.task.cell.penalty is None for cell in group] for group in _stacks(todo, 4)] == [
+            [True, True],
+            [False],
+            [False],
+        ]
+        tasks_ = [cell.task for cell in todo[2:]]
+        perform(tasks_)  # together all the same
+        told = [task.finished() for task in tasks_]
+        assert [record["config"]["penalty"]["kind"] for record in told if record] == ["pca", "pca"]
+
+
+def test_the_model_learns_to_do_without_its_directions() -> None:
+    """100 steps with the penalty against 100 without it, from the same weights: what removal costs, and how soon."""
+    config = ToyConfig(modulus=13, n_layers=1, d_model=32, n_heads=2, d_mlp=64)
+    penalty = Penalty(directions=3, weight=1.0, every=2, start=0)
+    settings = TrainConfig(config, learning_rate=3e-3, weight_decay=0.1, steps=250, train_fraction=0.8, penalty=penalty)
+    mask = train_mask(settings)
+    tokens, answers = tasks.all_tokens(config)[mask], tasks.answers(config)[mask]
+    with_it = Stepper(settings, initial_state(config, "log", 0))
+    found, with_it.adversary = with_it.adversary, None
+    for _ in range(150):
+        with_it.step(tokens, answers)
+    without, with_it.adversary = copy.deepcopy(with_it), found
+    assert found is not None
+    losses, ks = [], []
+    for stepper in (with_it, without):
+        for _ in range(100):
+            stepper.step(tokens, answers)
+        state, last = stepper.state(), "blocks.0.hook_resid_post"
+        losses.append(float(found.loss(state, last_residual(config, state, tokens), tokens, answers, 0)))
+        model = build(config, state)
+        basis = contrastive(collect(model, tokens, [last])[last], answers, "all")
+        curve = removal_curve(model, tokens, basis, metrics.accuracy(answers), at=last, ks=range(9), controls={})
+        ks.append(curve.k_at(0.95))
+        assert float(curve.values[0]) > 0.98  # of the training pairs, both
+    assert losses[0] < losses[1] / 2
+    assert ks[0] > ks[1]

@@ -101,9 +101,8 @@ class Leading(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, products: Float[Tensor, "*op d d"], k: int) -> Float[Tensor, "*op d k"]:
         """Return the eigenvectors as orthonormal columns, in order."""
-        values, vectors = torch.linalg.eigh(
-            torch.nan_to_num(products)
-        )  # the trainer tells of a loss that is not finite
+        finite = torch.nan_to_num(products)  # the trainer tells of a loss that is not finite
+        values, vectors = torch.linalg.eigh(finite)
         ctx.save_for_backward(values, vectors)
         ctx.k = k
         return vectors[..., -k:].flip(-1)
@@ -122,7 +121,8 @@ class Leading(torch.autograd.Function):
 class Adversary:
     """A penalty at work in one training: its sample, and the loss of what the removal leaves.
 
-    Its random draws depend on the seed and the step alone, so a resumed run goes on as if it had never stopped.
+    Its random draws depend on the seed and the step alone, so a resumed run goes on as if it had never stopped. On a GPU every
+    penalised step waits for the eigenvectors.
     """
 
     def __init__(
