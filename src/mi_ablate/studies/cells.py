@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mi_ablate._files import ArtefactError
 from mi_ablate._types import nearest
 from mi_ablate.measures import VERSION, Subject
 from mi_ablate.studies.spread import Value
-from mi_ablate.sweep import Grid, RecordFile
+from mi_ablate.sweep import RUNS, Grid, RecordFile
 from mi_ablate.sweep.grids import key_of, label
 from mi_ablate.sweep.records import Record
 from mi_ablate.sweep.weights import FOLDER, unpack
@@ -183,9 +183,15 @@ class Cells:
     """Cells of one or several grids, in order."""
 
     cells: tuple[Cell, ...]
+    quick: bool = False
+    """Whether they are a study's small models, which check the machinery."""
+    runs: Path = RUNS
+    """The folder where a study trains models of its own."""
 
     @classmethod
-    def load(cls, grids: Sequence[Grid], results: Path | str) -> "Cells":
+    def load(
+        cls, grids: Sequence[Grid], results: Path | str, *, quick: bool = False, runs: Path | str = RUNS
+    ) -> "Cells":
         """Return the cells of these grids, each with its record where its grid's file in a folder has one.
 
         Raises:
@@ -206,7 +212,7 @@ class Cells:
                     )
                 done = record if record.get("status") == "done" else None
                 found.append(Cell(cell, name, done, folder, record.get("error")))
-        return cls(tuple(found))
+        return cls(tuple(found), quick, Path(runs))
 
     def where(self, **settings: Any) -> "Cells":
         """Return the cells with these settings; ``config.NAME`` as ``config__NAME``, ``grid`` by its name.
@@ -221,7 +227,7 @@ class Cells:
             if self.cells and name not in known:
                 raise ValueError(f"No cell has a setting {name!r}. {nearest(name, sorted(known))}")
         kept = (c for c in self.cells if all(n in c.settings and c.settings[n] == v for n, v in wanted.items()))
-        return Cells(tuple(kept))
+        return replace(self, cells=tuple(kept))
 
     @property
     def done(self) -> tuple[Cell, ...]:

@@ -49,9 +49,10 @@ def print_findings(standing: Standing, found: Findings) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    plain = {"highlight": False, "markup": False, "emoji": False}
-    console = Console(**plain)
-    return console if console.is_terminal else Console(**plain, width=PLAIN_WIDTH)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
+    return console
 
 
 def _verdict(console: Any, verdict: Verdict) -> None:

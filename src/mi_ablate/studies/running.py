@@ -51,7 +51,7 @@ def run_study(
         total.recorded, total.left = total.recorded + done.recorded, total.left + done.left
         total.failed |= done.failed
     if study.items is not None:
-        cells = Cells.load(study.declared(quick), results)
+        cells = Cells.load(study.declared(quick), results, quick=quick, runs=runs)
         total.left += take_own(
             study, study.items(cells), results, quick=quick, command=command, report=report, deadline=deadline
         )

@@ -29,7 +29,7 @@ class Standing:
             ArtefactError: records that cannot be read, or of another version.
 
         """
-        cells = Cells.load(study.declared(quick), results)
+        cells = Cells.load(study.declared(quick), results, quick=quick)
         items = [] if study.items is None else study.items(cells)
         return cls(study, quick, cells, len(items), tuple(lacking(study, items, results, quick)))
 
