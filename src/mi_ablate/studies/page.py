@@ -36,6 +36,8 @@ _KINDS = {
     "questions of our own": the_log.BEYOND,
 }
 _ANSWERED = ("yes", "no", "undecided")
+LONGEST = 160
+"""Characters of numbers in the table of verdicts; longer ones stand in the study's own section."""
 
 
 def found_by(results: Path | str) -> dict[str, Findings]:
@@ -65,9 +67,8 @@ def page(results: Path | str) -> str:
 def section(study: Study, found: Findings) -> str:
     """Return one study's part of the page."""
     parts = [f"## {heading(study)}\n\n{study.question}\n\n`mi-ablate study {study.name}`\n"]
-    parts += [
-        f"![{caption}](research_log/{picture(study, i)})\n\n*{caption}*\n" for i, caption in enumerate(found.figures)
-    ]
+    for i, caption in enumerate(found.figures):
+        parts.append(f"![{study.log}, figure {i + 1}](research_log/{picture(study, i)})\n\n*{caption}*\n")
     parts += [_table(table) for table in found.tables]
     lines = [*found.notes, *(_verdict(one, rule=True) for one in found.verdicts)]
     parts += ["\n".join(f"- {line}" for line in lines)] if lines else []
@@ -124,9 +125,10 @@ def _verdict_rows(found: Mapping[str, Findings], given: Mapping[str, Verdict]) -
     rows = []
     for name, text in {**the_log.CLAIMS, **the_log.QUESTIONS, **the_log.BEYOND}.items():
         one = given.get(name)
-        told = (one.verdict, one.log, one.ours) if one else ("not run", "-", "-")
+        verdict, log, ours = (one.verdict, one.log, one.ours) if one else ("not run", "-", "-")
         link = f"[{name}](#{_slug(where[name])})" if one else name
-        rows.append({"": link, "claim or question": text, "verdict": f"**{told[0]}**", "log": told[1], "here": told[2]})
+        ours = ours if len(ours) <= LONGEST else "numbers below"
+        rows.append({"": link, "claim or question": text, "verdict": f"**{verdict}**", "log": log, "here": ours})
     return rows
 
 
