@@ -9,6 +9,7 @@ plotly and circuitsvis are imported when a picture is drawn, so importing this p
 """
 
 from mi_ablate.figures.bars import spectrum
+from mi_ablate.figures.beside import panels
 from mi_ablate.figures.circles import answer_circle
 from mi_ablate.figures.coloured import TokenPicture, tokens
 from mi_ablate.figures.curves import removal
@@ -35,6 +36,7 @@ __all__ = [
     "html_table",
     "lines",
     "outcome",
+    "panels",
     "removal",
     "spectrum",
     "tokens",

@@ -31,6 +31,14 @@ def faint(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
+def ordered(count: int) -> list[str]:
+    """Return as many ``#rrggbb`` colours, from dark to light, the last still to be seen on white."""
+    from plotly.colors import sample_colorscale
+
+    rgb = sample_colorscale("Viridis", [0.9 * i / max(1, count - 1) for i in range(count)], colortype="tuple")
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in rgb]
+
+
 def wrap(text: str, width: int) -> str:
     """Return ``text`` in lines of at most ``width`` characters, broken as plotly breaks lines."""
     return "<br>".join(line for part in text.split("<br>") for line in (textwrap.wrap(part, width) or [""]))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mi_ablate._types import nearest
-from mi_ablate.figures._style import INK, PALETTE, faint, finish, menu, wrap
+from mi_ablate.figures._style import INK, PALETTE, faint, finish, menu, ordered, wrap
 from mi_ablate.toys.settings import differing, flat, shown
 
 _PANELS = (("accuracy", ("held-out", 4), ("train", 2)), ("loss", ("held-out", 3), ("train", 1)))
@@ -18,9 +18,6 @@ _DASH = {"held-out": "solid", "train": "dot"}
 _READ = "solid: held-out pairs; dotted: training pairs; "
 _READ_RUNS = ("triangle: grok step", "thin: one run; thick: median over seeds; triangle: a run's grok step")
 _GROK_HEIGHT = 1.045
-_SCALE = "Viridis"
-_LIGHTEST = 0.9
-"""Of the scale, so that the last colour can be seen on white."""
 
 
 class _Group(NamedTuple):
@@ -109,12 +106,7 @@ def _label(names: Sequence[str], settings: Mapping[str, Any], runs: Sequence[Map
 
 def _colours(count: int) -> Sequence[str]:
     """The palette, or where it has too few colours a scale from dark to light."""
-    if count <= len(PALETTE):
-        return PALETTE[:count]
-    from plotly.colors import sample_colorscale
-
-    rgb = sample_colorscale(_SCALE, [_LIGHTEST * i / (count - 1) for i in range(count)], colortype="tuple")
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in rgb]
+    return PALETTE[:count] if count <= len(PALETTE) else ordered(count)
 
 
 def _training(run: Mapping[str, Any]) -> Mapping[str, Any]:

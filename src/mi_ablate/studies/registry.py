@@ -1,10 +1,13 @@
 """The studies by name, in the order of the page."""
 
 from mi_ablate._types import nearest
-from mi_ablate.studies import weight_decay
+from mi_ablate.studies import grokking_sweep, weight_decay
 from mi_ablate.studies.study import Study
 
-_ALL = (weight_decay.STUDY,)
+_ALL = (
+    grokking_sweep.STUDY,
+    weight_decay.STUDY,
+)
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 
 

@@ -63,6 +63,11 @@ class Spread:
         return statistics.median(v.number for v in self.values) if self.values else math.nan
 
     @property
+    def centre(self) -> Value:
+        """The median as a value: a lower bound where a censored value could move it."""
+        return self._marked(statistics.median)
+
+    @property
     def low(self) -> float:
         """The lowest."""
         return self.values[0].number if self.values else math.nan
@@ -76,7 +81,7 @@ class Spread:
         """Return "median [low, high] (n=seeds)", "not run" where there is none; + marks what is only a lower bound."""
         if not self.values:
             return "not run"
-        centre = self._marked(statistics.median).text(form)
+        centre = self.centre.text(form)
         ends = [self._marked(min).text(form), self._marked(max).text(form)]
         inside = "" if ends[0] == ends[1] == centre else f" [{ends[0]}, {ends[1]}]"
         return f"{centre}{inside}" + (f" (n={self.n})" if count else "")

@@ -4,6 +4,8 @@ The log is not public. Its wording is shortened here, and its numbers are as the
 disagrees with itself. Every number that a study sets beside its own comes from this file.
 """
 
+from typing import Any
+
 CLAIMS: dict[str, str] = {
     "C1": "Weight decay is the strongest lever of grokking speed.",
     "C2": "Weight decay controls abliteration resistance non-monotonically, and 0.1 is best.",
@@ -39,11 +41,12 @@ BEYOND: dict[str, str] = {
 }
 """Questions that the log does not ask."""
 
-E1 = {
+E1: dict[str, Any] = {
     "grok step at weight decay 1": 1_400,
     "grok step at weight decay 0": 45_700,
     "best train fractions": "0.3 to 0.7",
     "fastest": "1 layer, d 64, step 600",
+    "cost": "about 3 USD of T4 time",
 }
 E2 = (
     {"weight decay": 0.0, "held out": 0.644, "grok step": None, "Rank99": 69, "k@95%": None, "Fourier": 0.26},
