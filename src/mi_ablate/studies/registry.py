@@ -1,12 +1,13 @@
 """The studies by name, in the order of the page."""
 
 from mi_ablate._types import nearest
-from mi_ablate.studies import grokking_sweep, weight_decay
+from mi_ablate.studies import batch_size, grokking_sweep, weight_decay
 from mi_ablate.studies.study import Study
 
 _ALL = (
     grokking_sweep.STUDY,
     weight_decay.STUDY,
+    batch_size.STUDY,
 )
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 
