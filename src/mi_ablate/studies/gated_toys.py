@@ -33,6 +33,8 @@ from mi_ablate.toys.transformer import build
 
 PLAIN, SPREAD, ADVERSARIAL, RANDOM = METHODS = ("plain", "spread", "adversarial", "random projections")
 DEFENDED = (ADVERSARIAL, RANDOM)
+ADDING = "adding model"
+"""The base, which was never taught to decline."""
 SEEDS = range(5)
 SMALL = ToyConfig(29, n_layers=1, d_model=64, d_mlp=256)
 """The model of quick runs, which check the machinery."""
