@@ -65,7 +65,7 @@ class Checkpoint:
         measure, _, path = where.partition(".")
         curve = self.get(measure, operation, f"{path}.{ablation}".lstrip("."))
         read = None if curve is None else curve["k"][run][str(tau)][rule][scale]
-        return None if read is None else Value(read["k"], read["censored"])
+        return None if read is None else Value(float(read["k"]), read["censored"])
 
     def __repr__(self) -> str:
         return f"Checkpoint(step {self.step}{'' if self.stable else ', not stable'})"
