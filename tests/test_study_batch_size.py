@@ -1,5 +1,6 @@
 """Batch size: exponents and verdicts on planted runs, what is not run, and what the runs share."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ GrokAt = Callable[[str, int, int], int | None]
 
 def planted(groks: GrokAt, seeds: int = 3, quick: bool = False) -> Cells:
     """The study's cells with runs that grok when told."""
-    declared = Cells.load(STUDY.declared(quick), "nowhere")
+    declared = not_run(quick)
     usual, found = Arms.of(declared).usual, []
     for cell in declared:
         config = cell.config
@@ -39,6 +40,11 @@ def planted(groks: GrokAt, seeds: int = 3, quick: bool = False) -> Cells:
         step = groks(arm, batch_of(config), config.seed) if mine and config.seed < seeds else 0
         found.append(cell if step == 0 else Cell(config, cell.grid, made(config, step), cell.results))
     return Cells(tuple(found))
+
+
+@functools.cache
+def not_run(quick: bool) -> Cells:
+    return Cells.load(STUDY.declared(quick), "nowhere")
 
 
 def batch_arm(config: TrainConfig, usual: TrainConfig) -> str:

@@ -5,8 +5,8 @@ steps is the same after the same samples. ``rate``: the learning rate by its squ
 2022, arXiv 2205.10287). The run at the usual batch belongs to all three.
 
 An exponent e says that the grok step goes as batch^e: 0 where steps alone count, -1 where samples do. It is the slope of a
-line through log grok step, of one seed; runs that never grokked enter as their steps. It misleads where two causes cross within
-the range: a line is not a law.
+line through log grok step, of one seed (the same initial weights and training pairs at every batch size); runs that never
+grokked enter as their steps. It misleads where two causes cross within the range: a line is not a law.
 """
 
 import math

@@ -54,7 +54,7 @@ def _serial(plain: Mapping[int, Value]) -> Verdict:
     values = list(plain.values())
     flat = bool(values) and abs(Spread.of(values).median) <= FLAT and not any(v.censored for v in values)
     found = {1: "reproduced" if flat else "different size", 0: "undecided", -1: "not reproduced"}[_side(values, HALF)]
-    return _verdict("C15", found, len(plain), "exponent 0", f"grok step goes as batch^{_told(plain)}", rule)
+    return _verdict("C15", found, len(plain), "steps alone count", f"grok step goes as batch^{_told(plain)}", rule)
 
 
 def _noise(plain: Mapping[int, Value], decay: Mapping[int, Value]) -> Verdict:
@@ -67,7 +67,7 @@ def _noise(plain: Mapping[int, Value], decay: Mapping[int, Value]) -> Verdict:
     sides = {_side(list(plain.values()), 0.0), _side(list(samples.values()), 0.0)}
     found = {1: "reproduced", -1: "not reproduced"}.get(sides.pop(), "undecided") if len(sides) == 1 else "undecided"
     ours = f"steps go as batch^{_told(plain)}; with decay in proportion, samples go as batch^{_told(samples)}"
-    return _verdict("C16", found, min(len(plain), len(samples)), "exponents above 0", ours, rule)
+    return _verdict("C16", found, min(len(plain), len(samples)), "smaller batches earlier", ours, rule)
 
 
 def _earlier(plain: Mapping[int, Value], rate: Mapping[int, Value]) -> Verdict:

@@ -40,6 +40,10 @@ TITLES = {
     DECAY: "Weight decay in proportion to the batch",
     RATE: "Learning rate by the square root of the batch",
 }
+EXPONENTS = (
+    "Batch^e means that the grok step goes as that power of the batch size, the slope of a line through its logarithm for each "
+    "seed: e = 0 where the number of steps alone counts, -1 where the number of samples does. Samples go as batch^(e + 1)."
+)
 SECONDS = 0.0065
 """Of one example's gradient in float64, two layers of width 128 on one core."""
 
@@ -70,7 +74,8 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         for what, rows in noise.items()
         if sum(bool(found) for found in rows.values()) > 1
     ]
-    return Findings(tables=tables, verdicts=verdicts(arms), figures=_figures(arms, noise["weight decay"]))
+    notes = [EXPONENTS] if any(arms.exponents(arm) for arm in arms.groups) else []
+    return Findings(tables=tables, verdicts=verdicts(arms), figures=_figures(arms, noise["weight decay"]), notes=notes)
 
 
 def _note(arms: Arms) -> str:
@@ -79,10 +84,10 @@ def _note(arms: Arms) -> str:
     every, steps = arms.usual.evaluate_every, arms.usual.steps
     return (
         f"Grok steps are evaluations, every {every} steps; {steps:,}+ means not within so many. The same samples are "
-        f"{arms.samples:,}, the same steps {steps:,}; accuracy there is of one evaluation, maybe one of the dips after "
-        f"grokking. A batch of {size:,} is more than the {held:,} training pairs: it is drawn with replacement like others, "
-        f"so a step sees {seen:.0%} of the pairs, some of them several times, and is not the noiseless full batch. It is left "
-        "out of the exponents that the verdicts are made of."
+        f"{arms.samples:,}, the same steps {steps:,}; accuracy there is that of one evaluation, and may be caught in a dip. A "
+        f"batch of {size:,} is more than the {held:,} training pairs: it is drawn with replacement, as all batches are, so a "
+        f"step sees {seen:.0%} of the pairs, some of them several times, and is not the noiseless full batch. It is left out "
+        "of the exponents that the verdicts are made of."
     )
 
 
@@ -150,9 +155,9 @@ def _parts(result: Mapping[str, Any]) -> GradientNoise:
 
 
 def items(cells: Cells) -> list[Item]:
-    """Return the noise of every recorded model's last kept weights: half a minute or less each."""
+    """Return the noise of every recorded model's last kept weights, 20 seconds each; first of one seed, then of the next."""
     found = []
-    for cell in cells.done:
+    for cell in sorted(cells.done, key=lambda cell: cell.config.seed):
         kept = {entry["step"]: entry for entry in (cell.record or {})["weights"]}
         if kept:
             step = max(kept)
