@@ -140,6 +140,10 @@ class Errors:
         ratio = math.exp(float(np.median(np.abs(x - y))))
         return cls(len(x), ratio, whole if math.isfinite(whole) else None, *ends)
 
+    def text(self) -> str:
+        """Return "1.1 (0.95 [0.9, 0.99])": factor, and rank correlation with its interval."""
+        return f"{self.ratio:.2f} ({self.rank_text()})"
+
     def rank_text(self) -> str:
         """Return "0.95 [0.9, 0.99]"."""
         return "-" if self.rank is None else f"{self.rank:.2f} [{self.low:.2f}, {self.high:.2f}]"

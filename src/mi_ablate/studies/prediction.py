@@ -6,15 +6,25 @@ models. The constants and the conditions of success were registered before the t
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from mi_ablate.figures import panels
 from mi_ablate.studies.cells import Cell, Cells
 from mi_ablate.studies.foretelling import Foretelling, take_third_party, third_party
-from mi_ablate.studies.foretold import ABLATIONS, EVERY, LAST, Run, fitted_line, measured_of, slope_with_interval
+from mi_ablate.studies.foretold import (
+    ABLATIONS,
+    EVERY,
+    LAST,
+    Points,
+    Run,
+    fitted_line,
+    measured_of,
+    slope_with_interval,
+)
 from mi_ablate.studies.registration import (
     BASELINES,
     FEWEST,
@@ -31,6 +41,7 @@ from mi_ablate.studies.study import Findings, Item, Study, Table, Verdict
 
 FIT, TEST, PUBLISHED = "weight-decay", "other-moduli", "third-party"
 MODULI = (59, 113)
+KNOWN, ALL = "fitted on (p = 97)", "test: all"
 QUESTION = (
     "How many directions can be removed before a model fails, and what does that number measure? From a model's class means "
     "at the last residual stream, the covariance within classes and its final norm and unembedding (no prompt is run with "
@@ -84,11 +95,13 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         told = "Nothing is registered here yet, so nothing is tested: `python -m mi_ablate.studies.registering`."
         return Findings(tables=tables, verdicts=[_undecided("not run", "-")], notes=[told])
     known = [run for run in runs if run.key in registered["runs"]]
-    sets = {"fitted on (p = 97)": known} | {name: group for name, group in _sets(runs).items() if group}
+    sets = {KNOWN: known} | {name: group for name, group in _sets(runs).items() if group}
     tables += [_errors(registered, sets, LAST, (*PREDICTORS, *BASELINES, "participation", "Rank99")),
                _errors(registered, sets, EVERY, (PRIMARY, *BASELINES))]  # fmt: skip
     tables.append(_weight_decay(registered, sets, known))
-    return Findings(tables=tables, figures=_figures(runs), verdicts=[_verdict(registered, _tested(runs))])
+    return Findings(
+        tables=tables, figures=_figures(known, _tested(runs)), verdicts=[_verdict(registered, _tested(runs))]
+    )
 
 
 _SIZES = (
@@ -105,7 +118,7 @@ def _sets(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The test sets, and other grids of addition that were recorded later."""
     found = {f"test: p = {p}": [r for r in runs if r.group == TEST and r.modulus == p] for p in MODULI}
     found["test: published"] = [run for run in runs if run.group == PUBLISHED]
-    found["test: all"] = _tested(runs)
+    found[ALL] = _tested(runs)
     groups = dict.fromkeys(run.group for run in runs)
     return found | {f"later: {name}": [run for run in runs if run.group == name]
                     for name in groups if name not in (FIT, TEST, PUBLISHED)}  # fmt: skip
@@ -119,35 +132,32 @@ def _sizes(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"runs": f"{label} ({len(group)})"}
         for ablation in ABLATIONS:
             told = Spread.of(Value(math.expm1(run.predicted(PRIMARY, ablation))) for run in group)
-            row[f"{ablation}: predicted"] = told.text(count=False)
-            row["measured" if ablation == "zero" else f"measured, {ablation}"] = Spread.of(
-                run.k(ablation) for run in group
-            ).text(count=False)
+            row[f"{ablation}, predicted"] = told.text(count=False)
+            row[f"{ablation}, measured"] = Spread.of(run.k(ablation) for run in group).text(count=False)
         for name, control in {"covariance": "covariance", "PCA": "pca"}.items():
             row[name] = Spread.of(run.k("mean", control) for run in group).text(count=False)
         yield row
 
 
 def _errors(registered: Mapping[str, Any], sets: Mapping[str, list[Run]], place: str, names: Sequence[str]) -> Table:
+    """Every predictor on the runs that were fitted and on the whole test, the registered one alone on its parts."""
     rows = []
     for label, runs in sets.items():
-        for by in names:
-            row: dict[str, Any] = {"set": f"{label} ({len(runs)})", "predicted by": by}
+        for by in names if label in (KNOWN, ALL) else (PRIMARY,):
+            of = [run for run in runs if by not in PREDICTORS or by in run.result["predicted"]]
+            row: dict[str, Any] = {"set": f"{label} ({len(of)})", "predicted by": by}
             for ablation in ABLATIONS:
-                of = [run for run in runs if place == EVERY or by not in PREDICTORS or by in run.result["predicted"]]
-                found = errors(registered, of, place, ablation, by) if of else None
                 gaps = [gap for run in of if (gap := gap_of(registered, run, place, ablation, by)) is not None]
-                row[f"{ablation}: factor"] = "-" if found is None else f"{found.ratio:.2f}"
-                row[f"{ablation}: rank"] = "-" if found is None or by == BASELINES[0] else found.rank_text()
-                row[f"{ablation}: gap"] = f"{np.median(gaps):.3f}" if gaps else "-"
+                row[ablation] = errors(registered, of, place, ablation, by).text() if of else "-"
+                row[f"gap, {ablation}"] = f"{np.median(gaps):.3f}" if gaps else "-"
             rows.append(row)
     what = "1 + k@95%" if place == LAST else "the number of directions that halves accuracy"
     return Table(
         f"Errors of predictions, {place}",
         rows,
-        f"factor: median over runs of the factor between predicted and measured {what}. rank: Spearman's correlation over "
-        "runs [95 % bootstrap over runs]. gap: median root mean square difference of the curves. Only the rows of "
-        f"`{PRIMARY}` are what was registered as the prediction; the others are what it has to beat, or variants.",
+        f"Median over runs of the factor between predicted and measured {what}; in brackets Spearman's correlation over runs "
+        "and its 95 % bootstrap interval over runs. gap: median root mean square difference of the curves. "
+        f"`{PRIMARY}` is the prediction that was registered; the others are variants, or what it has to beat.",
     )
 
 
@@ -162,8 +172,8 @@ def _weight_decay(registered: Mapping[str, Any], sets: Mapping[str, list[Run]], 
             for ablation in ABLATIONS:
                 y = [run.reading(place, ablation) for run in runs]
                 rest = [at - foretell(registered, run, place, ablation, PRIMARY) for run, at in zip(runs, y)]
-                row[f"{ablation}: measured"] = _slope(x, y)
-                row[f"{ablation}: left over"] = _slope(x, rest)
+                row[f"{ablation}, measured"] = _slope(x, y)
+                row[f"{ablation}, left over"] = _slope(x, rest)
             rows.append(row)
     without = ", ".join(f"{ablation} {_left_out(known, ablation):.2f}" for ablation in ABLATIONS) if known else "-"
     return Table(
@@ -196,8 +206,29 @@ def _left_out(runs: Sequence[Run], ablation: str) -> float:
     return math.exp(float(np.median(found))) if found else math.nan
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, Any]:
-    return {}
+def _figures(known: Sequence[Run], tested: Sequence[Run]) -> dict[str, Callable[[], Any]]:
+    end = "measured (solid) and predicted from class means, their spread and the readout (dotted)"
+    drawn = {
+        f"Addition mod 97, by weight decay: removal curves at the last residual, {end}; means over seeds.": known,
+        f"The runs of the test: removal curves at the last residual, {end}; means over seeds.": tested,
+    }
+    return {caption: partial(_drawn, runs) for caption, runs in drawn.items() if runs}
+
+
+def _drawn(runs: Sequence[Run]) -> Any:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    ks = max((run.curve(LAST, "mean")[0] for run in runs), key=len)
+
+    def curves(of: Callable[[Run, str], Points], ablation: str) -> dict[str, list[float]]:
+        found = {name: [of(run, ablation)[1] for run in group] for name, group in groups.items()}
+        return {name: [float(np.mean(at)) for at in zip(*values)] for name, values in found.items()}
+
+    measured = {a: curves(lambda run, a: run.curve(LAST, a), a) for a in ABLATIONS}
+    told = {a: curves(lambda run, a: run.foretold(PRIMARY, a), a) for a in ABLATIONS}
+    axes = "directions removed", "accuracy"
+    return panels(ks, measured, controls=told, control="predicted", names="runs", axes=axes)
 
 
 RULE = (
@@ -221,10 +252,7 @@ def _verdict(registered: Mapping[str, Any], runs: Sequence[Run]) -> Verdict:
             mine = errors(registered, runs, place, ablation, PRIMARY)
             missed = [name for name, ok in met.items() if not ok]
             good = good and not missed
-            told.append(
-                f"{place}, {ablation}: factor {mine.ratio:.2f}, rank {mine.rank_text()}"
-                + (f" (fails: {', '.join(missed)})" if missed else "")
-            )
+            told.append(f"{place}, {ablation}: {mine.text()}" + (f" (fails: {', '.join(missed)})" if missed else ""))
     few = len(runs) < FEWEST or not {run.modulus for run in runs if run.group == TEST} >= set(MODULI)
     return _undecided("undecided" if few else "yes" if good else "no", f"{len(runs)} test runs; " + "; ".join(told))
 

@@ -79,17 +79,19 @@ def foretell(registered: Mapping[str, Any], run: Run, place: str, ablation: str,
 
 
 def gap_of(registered: Mapping[str, Any], run: Run, place: str, ablation: str, by: str) -> float | None:
-    """Return the root mean square gap between predicted and measured curve; None where only a number is predicted."""
-    measured = run.curve(place, ablation)
+    """Return the root mean square gap between predicted and measured curve; None where only a number is predicted.
+
+    The predicted curve at every site is the mean curve of the fitted runs, stretched to the predicted h.
+    """
+    measured, mean = run.curve(place, ablation), registered[place][ablation]["mean curve"]
+    if place == LAST and by in PREDICTORS:
+        return run.gap(by, ablation)
     if by == "mean of the grid":
-        mean = registered[place][ablation]["mean curve"]
         return curve_gap((mean["ks"], mean["values"]), measured)
-    if place == LAST:
-        return run.gap(by, ablation) if by in PREDICTORS else None
-    if by != PRIMARY:
+    if place == LAST or by != PRIMARY:
         return None
     half = float(np.exp(foretell(registered, run, place, ablation, by)))
-    return curve_gap(stretched(run.foretold(by, ablation), half), measured)
+    return curve_gap(stretched((mean["ks"], mean["values"]), half), measured)
 
 
 def errors(registered: Mapping[str, Any], runs: Sequence[Run], place: str, ablation: str, by: str) -> Errors:
