@@ -1,13 +1,27 @@
 """The studies by name, in the order of the page."""
 
 from mi_ablate._types import nearest
-from mi_ablate.studies import batch_size, grokking_sweep, weight_decay
+from mi_ablate.studies import (
+    along_training,
+    batch_size,
+    capacity,
+    grokking_sweep,
+    operations,
+    too_small,
+    two_tasks,
+    weight_decay,
+)
 from mi_ablate.studies.study import Study
 
 _ALL = (
     grokking_sweep.STUDY,
     weight_decay.STUDY,
+    two_tasks.STUDY,
+    capacity.STUDY,
+    along_training.STUDY,
+    too_small.STUDY,
     batch_size.STUDY,
+    operations.STUDY,
 )
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 

@@ -12,7 +12,7 @@ stands beside those of its controls. A random control is one curve, its mean ove
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +43,23 @@ class Kill:
     """The smallest k with that accuracy."""
 
 
+def curve_of(
+    at: Checkpoint, removed: str, scored: str, ablation: str = MEAN, run: str = "edited"
+) -> list[float] | None:
+    """Return the accuracy of one operation while the directions of one (itself, or another) are removed, by k.
+
+    For a control it is the mean over draws. None where there is no such curve.
+    """
+    if removed == scored:
+        found = at.get("last_residual", removed, f"directions.live.{ablation}")
+    else:
+        found = at.get("collateral", removed, f"{scored}.{ablation}")
+    if found is None:
+        return None
+    curve: list[float] = found["edited"] if run == "edited" else found["controls"][run]["mean"]
+    return curve
+
+
 def selective_kill(
     at: Checkpoint, operation: str, ablation: str = MEAN, *, run: str = "edited", killed: float = KILLED
 ) -> Kill | None:
@@ -56,9 +73,8 @@ def selective_kill(
         killed: the accuracy under which it counts as killed.
 
     """
-    beside = at.get("collateral", operation) or {}
-    own = _curve(at.get("last_residual", operation, f"directions.live.{ablation}"), run)
-    others = [_curve(found.get(ablation) if found else None, run) for found in beside.values()]
+    own = curve_of(at, operation, operation, ablation, run)
+    others = [curve_of(at, operation, other, ablation, run) for other in at.get("collateral", operation) or {}]
     if own is None or not others or any(curve is None or curve[0] < LEARNT for curve in [own, *others]):
         return None
     kept = [all(curve[k] >= KEPT * curve[0] for curve in others if curve) for k in range(len(own))]
@@ -154,14 +170,9 @@ def k_alone(cells: Cells) -> float | None:
     return found.median if found.n > 1 else None
 
 
-def over_seeds(found: Iterable[bool | None]) -> str:
-    """Return how many seeds say yes, of those that say anything: "2 of 3"."""
-    said = [one for one in found if one is not None]
-    return f"{sum(said)} of {len(said)}" if said else "not run"
-
-
-def _curve(found: Any, run: str) -> list[float] | None:
-    """The accuracies of a recorded curve, or the mean over draws of a control of it."""
-    if found is None:
-        return None
-    return found["edited"] if run == "edited" else found["controls"][run]["mean"]
+def over_seeds(group: Cells, of: Callable[[Cell], bool | None]) -> str:
+    """Return how many seeds say yes, of those that say anything: "2 of 3"; "not run", or "no stable step"."""
+    if not group.done:
+        return "not run"
+    said = [one for one in map(of, group.done) if one is not None]
+    return f"{sum(said)} of {len(said)}" if said else "no stable step"
