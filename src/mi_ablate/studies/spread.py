@@ -22,12 +22,12 @@ from dataclasses import dataclass
 class Value:
     """A number, or the least that it can be."""
 
-    number: float
+    number: int | float
     censored: bool = False
     """Whether it is only known to be at least this: a curve that never fell."""
 
     @classmethod
-    def of(cls, value: "Value | float") -> "Value":
+    def of(cls, value: "Value | int | float") -> "Value":
         """Return a number as a value."""
         return value if isinstance(value, Value) else cls(float(value))
 
@@ -48,7 +48,7 @@ class Spread:
     values: tuple[Value, ...]
 
     @classmethod
-    def of(cls, values: Iterable["Value | float | None"]) -> "Spread":
+    def of(cls, values: Iterable["Value | int | float | None"]) -> "Spread":
         """Return the spread of values, None left out."""
         return cls(tuple(sorted((Value.of(v) for v in values if v is not None), key=lambda v: (v.number, v.censored))))
 

@@ -51,7 +51,7 @@ class Standing:
             groups.setdefault((cell.grid, label(cell.config)), []).append(cell)
         return [
             {"grid": grid, "configuration": name, "seeds": " ".join(str(cell.config.seed) for cell in cells),
-             "state": _state(cells), "core-hours": hours(cells), "command": f"mi-ablate train {grid}{self._quick}"}
+             "state": _state(cells), "core-hours": hours(cells), "command": self._command(grid)}
             for (grid, name), cells in groups.items()
         ]  # fmt: skip
 
@@ -63,19 +63,21 @@ class Standing:
             if cells.missing:
                 rows.append(
                     {"what": f"grid {grid}", "not run": f"{len(cells.missing)} of {len(cells)} cells",
-                     "core-hours": hours(cells.missing), "command": f"mi-ablate train {grid}{self._quick}"}
+                     "core-hours": hours(cells.missing), "command": self._command(grid)}
                 )  # fmt: skip
         if self.untaken:
             seconds = sum(item.seconds or 0 for item in self.untaken)
             rows.append(
                 {"what": f"study {self.study.name}", "not run": f"{len(self.untaken)} of {self.items} measurements",
-                 "core-hours": f"{seconds / 3600:.1f}", "command": f"mi-ablate study {self.study.name}{self._quick}"}
+                 "core-hours": f"{seconds / 3600:.1f}", "command": self._command()}
             )  # fmt: skip
         return rows
 
-    @property
-    def _quick(self) -> str:
-        return " --quick" if self.quick else ""
+    def _command(self, grid: str | None = None) -> str:
+        """What runs a grid, or all of the study; a quick study takes fewer seeds than the quick grid."""
+        if self.quick:
+            return f"mi-ablate study {self.study.name} --quick"
+        return f"mi-ablate train {grid}" if grid else f"mi-ablate study {self.study.name}"
 
     def __repr__(self) -> str:
         return f"Standing({self.study.name}: {self.done()}, about {self.minutes / 60:.1f} core-hours left)"
