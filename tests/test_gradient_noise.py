@@ -1,6 +1,7 @@
 """The gradient noise scale: planted covariances, the paper's identities, and the trainer's own loss."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mi_ablate.toys import tasks
 from mi_ablate.toys.config import ToyConfig
+from mi_ablate.toys.evaluation import Data, train_mask
+from mi_ablate.toys.example_gradients import squared_lengths
 from mi_ablate.toys.forward import trained_names
 from mi_ablate.toys.gradient_noise import (
     GradientNoise,
     estimated_noise,
     gradient_noise,
     squared_length,
+    toy_noise,
     training_loss,
 )
 from mi_ablate.toys.recipes import TrainConfig
@@ -80,7 +85,7 @@ def test_a_batch_drawn_with_replacement_has_the_length_that_the_two_parts_say() 
 def test_two_batch_sizes_estimate_what_all_examples_give() -> None:
     generator = torch.Generator().manual_seed(2)
     task = planted(1 + torch.randn(50, 4, dtype=torch.float64, generator=generator))
-    exact, seen = gradient_noise(*task), estimated_noise(*task, sizes=(2, 30), draws=1500)
+    exact, seen = gradient_noise(*task), estimated_noise(*task, sizes=(2, 30), draws=800)
     assert seen.trace == pytest.approx(exact.trace, rel=0.15)
     assert seen.squared_length == pytest.approx(exact.squared_length, rel=0.1)
     assert estimated_noise(*task, draws=3) == estimated_noise(*task, draws=3) != estimated_noise(*task, draws=3, seed=1)
@@ -108,8 +113,6 @@ def test_a_toys_mean_gradient_is_the_trainers() -> None:
     everything = torch.arange(examples)
     assert found.squared_length == pytest.approx(squared_length(loss, params, everything))
 
-    from mi_ablate.toys.evaluation import Data
-
     data, stepper = Data(SETTINGS, "cpu"), Stepper(SETTINGS, state)
     before = stepper.step(data.train_tokens, data.train_answers)
     taught = sum(float(p.grad.double().square().sum()) for p in stepper.params.values() if p.grad is not None)
@@ -117,6 +120,41 @@ def test_a_toys_mean_gradient_is_the_trainers() -> None:
     assert float(before) == pytest.approx(float(loss(params, everything)), rel=1e-5)
     alone = [squared_length(loss, params, torch.tensor([i])) for i in range(examples)]
     assert found.trace == pytest.approx(sum(alone) / examples - found.squared_length)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_layers": 2, "operations": ("add", "mul"), "act_fn": "gelu_new"},
+        {"layout": "a b =", "normalization": "RMS", "act_fn": "relu"},
+        {"layout": "a b", "normalization": None, "biases": "none"},
+        {"gate": ((0, 1), (2,)), "biases": "mlp", "n_layers": 2},
+    ],
+)
+def test_all_examples_at_once_are_each_of_them_alone(changes: dict) -> None:
+    """One pass with zeros at the outputs, against a backward pass of the trainer's forward for every pair."""
+    run = replace(SETTINGS, config=replace(SETTINGS.config, **changes))
+    state = initial_state(run.config, "log", 3)
+    state = {name: w + 0.1 * torch.randn_like(w) if w.ndim == 1 else w for name, w in state.items()}
+    loss, params, examples = training_loss(run, state)
+    mask = train_mask(run)
+    prompts = tasks.all_tokens(run.config)[mask], tasks.answers(run.config)[mask]
+    alone = torch.tensor(
+        [squared_length(loss, params, torch.tensor([i])) for i in range(examples)], dtype=torch.float64
+    )
+    for chunk in (512, 5):
+        found = squared_lengths(run.config, params, *prompts, chunk=chunk)
+        torch.testing.assert_close(found, alone, rtol=1e-9, atol=0)
+    exact, fast = gradient_noise(loss, params, examples), toy_noise(run, state)
+    assert fast.squared_length == pytest.approx(exact.squared_length)
+    assert fast.trace == pytest.approx(exact.trace)
+
+
+def test_attention_both_ways_is_refused() -> None:
+    config = replace(SETTINGS.config, attention="bidirectional")
+    with pytest.raises(ValueError, match="cannot be trained here"):
+        squared_lengths(config, {}, tasks.all_tokens(config), tasks.answers(config))
 
 
 def test_float32_loses_the_gradient_of_a_confident_model() -> None:
