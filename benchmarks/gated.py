@@ -16,117 +16,42 @@ five covariance-drawn subspaces and the top principal components of the same act
 """
 
 import argparse
-import json
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from _timing import RESULTS, record
+from _timing import record
+from gated_table import KS, curve_table
 
 import mi_ablate as mi
-from mi_ablate.moments import Moments
-from mi_ablate.replay import replay
-from mi_ablate.toys import forward, tasks
+from mi_ablate.studies.gated_toys import PLAIN, Prompts, base_of, settings_of, taught
+from mi_ablate.studies.removals import Found, brief, curves, found_in, runner, spaces_of, targets_of, variances
+from mi_ablate.toys import tasks
 from mi_ablate.toys.base import Base
-from mi_ablate.toys.config import ToyConfig
-from mi_ablate.toys.gated import declined, directions, draw_gate
 from mi_ablate.toys.recipes import RECIPES, TrainConfig
 from mi_ablate.toys.stepper import Stepper
 from mi_ablate.toys.train import train
 from mi_ablate.toys.transformer import build
 
-VARIANTS = ("declines", "reasons", "ablated", "random projections", "one operand", "joint")
-SITES = tuple(f"blocks.{layer}.hook_resid_{part}" for layer in (0, 1) for part in ("mid", "post"))
-KS, DRAWS = range(9), 5
-DEFENCE_STEPS, AGAIN, RANKS = 600, 10, 8
-"""Steps of the defences; steps between two estimates of the directions; ranks 1..RANKS are drawn."""
+METHODS = {"declines": PLAIN, "reasons": "spread", "ablated": "adversarial", "random projections": "random projections"}
+"""What the studies of the research log call them."""
+VARIANTS = (*METHODS, "one operand", "joint")
 RELEARN = (*range(0, 65, 5), *range(80, 301, 20))
 
 
-class Prompts:
-    """All prompts of a toy, its answers, and who sees which: half A (directions), half B (choice), held out (report)."""
-
-    def __init__(self, settings: TrainConfig, answers: torch.Tensor | None = None) -> None:
-        config = settings.config
-        self.settings, self.modulus = settings, config.modulus
-        self.tokens, inputs = tasks.all_tokens(config), tasks.inputs(config)
-        self.sums = (inputs["a"] + inputs["b"]) % config.modulus
-        self.answers = tasks.answers(config) if answers is None else answers
-        self.gated = self.answers >= config.modulus
-        train_on = tasks.split(config, settings.train_fraction, settings.split_seed)
-        self.train, self.held_out = train_on.nonzero()[:, 0], (~train_on).nonzero()[:, 0]
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(settings.seed + 1000))
-        half = len(order) // 2
-        self.a, self.b = self.train[order[:half]], self.train[order[half:]]
-
-    def scores(self, predicted: torch.Tensor, rows: torch.Tensor) -> dict[str, float]:
-        """Declines, sums recovered and open prompts kept, of the answers to these prompts."""
-        gated, sums = self.gated[rows], self.sums[rows]
-        return {
-            "declines": float((predicted[gated] >= self.modulus).double().mean()),
-            "recovered": float((predicted[gated] == sums[gated]).double().mean()),
-            "kept": float((predicted[~gated] == sums[~gated]).double().mean()),
-        }
-
-
-def settings_of(variant: str, seed: int, base: str) -> TrainConfig:
-    groups = 16 if variant in ("reasons", "ablated", "random projections") else 4
-    config = ToyConfig(modulus=97, gate=draw_gate(97, size=48, groups=groups, seed=seed))
-    if variant == "joint":
-        return replace(RECIPES["add97-0.8"], config=config, seed=seed)
-    return replace(RECIPES["gated97"], config=config, seed=seed, base=base)
-
-
-def removal(model, space, at, targets=None):
-    return [h for name in at for h in mi.Ablate(space, None if targets is None else targets[name]).at(name, pos=-1)]
-
-
-def measure(model, prompts: Prompts) -> dict[str, object]:
+def measure(model, prompts: Prompts) -> tuple[dict[str, object], Found]:
     """Choose a site on half B, and return the curves on held-out prompts with their controls."""
-    at = mi.writers(model)
-    acts = mi.collect(model, prompts.tokens[prompts.a], [*SITES, *at], pos=-1)
-    found = {s: directions(acts[s], prompts.answers[prompts.a], prompts.modulus, rank=max(KS)) for s in SITES}
-    runs = {name: runner(model, prompts, getattr(prompts, name), found[SITES[0]], at) for name in ("b", "held_out")}
-    tried = {s: [runs["b"](removal(model, found[s][:k], at)) for k in KS if k] for s in SITES}
-    gain = {s: max(r["kept"] - r["declines"] - 0.01 * k for k, r in enumerate(rows, 1)) for s, rows in tried.items()}
-    site = max(gain, key=gain.__getitem__)
-    moments = Moments().update(acts[site])
-    spaces = {"directions": found[site], "pca": drawn(mi.controls.pca(acts[site]), found[site], 0)}
-    spaces |= {f"covariance {i}": drawn(mi.controls.covariance(acts[site]), found[site], i) for i in range(DRAWS)}
-    curves = {}
-    for ablation in ("zero", "mean"):
-        targets = {name: acts[name].double().mean(0) for name in at} if ablation == "mean" else None
-        curves[ablation] = {
-            name: [runs["held_out"](removal(model, space[:k], at, targets) if k else []) for k in KS]
-            for name, space in spaces.items()
-        }
-    variance = {name: [moments.share(space[:k]) if k else 0.0 for k in KS] for name, space in spaces.items()}
-    below = next((k for k, row in enumerate(tried[site], 1) if row["declines"] <= 0.05), None)
-    chosen = {"site": site, "gain_on_b": gain, "candidates": len(SITES) * max(KS), "k_below_0.05_on_b": below}
-    return {**chosen, "curves": curves, "variance": variance, "found": found[site], "acts": acts[site]}
-
-
-def drawn(control, space, seed):
-    """The subspace of a control, of the same rank as the treatment's."""
-    (_, hook), *_ = control(mi.Ablate(space).at("hook_embed"), seed)
-    return hook.intervention.subspace
-
-
-def runner(model, prompts: Prompts, rows, space, at):
-    """A function hooks -> scores on these prompts; the earlier positions are computed once."""
-    metric = declined(prompts.modulus)
-    runs = replay(model, prompts.tokens[rows], removal(model, space[:1], at), metric)
-
-    def run(hooks):
-        predicted = torch.empty(len(rows), dtype=torch.long)
-        for index, logits in runs.logits(hooks):
-            predicted[index] = logits[:, -1].argmax(-1)
-        return prompts.scores(predicted, rows)
-
-    return run
+    at, found = mi.writers(model), found_in(model, prompts)
+    spaces = spaces_of(found, prompts, found.site, within=False)
+    everywhere = {name: dict.fromkeys(at, space) for name, space in spaces.items()}
+    run = runner(model, prompts, prompts.held_out, at)
+    found_curves = {
+        ablation: curves(run, everywhere, targets_of(ablation, model, prompts, found, prompts.held_out, at), KS)
+        for ablation in ("zero", "mean")
+    }
+    told = {**brief(found), "candidates": len(found.directions) * max(KS), "curves": found_curves}
+    return {**told, "variance": variances(found.acts[found.site], spaces, KS)}, found
 
 
 def relearned(state, prompts: Prompts) -> list[float]:
@@ -147,77 +72,20 @@ def relearned(state, prompts: Prompts) -> list[float]:
     return found
 
 
-def relearning(state, base: Base, prompts: Prompts, measured) -> dict[str, object]:
+def relearning(state, base: Base, prompts: Prompts, found: Found) -> dict[str, object]:
     """How fast declining comes back where its directions, or others, are removed from the weights, or it never was."""
-    k = measured["k_below_0.05_on_b"] or max(KS)
-    space = measured["found"][:k]
-    arms = {"removed": space, "covariance": drawn(mi.controls.covariance(measured["acts"]), space, 0)}
-    found = {"never gated": relearned(base.weights(prompts.settings), prompts)}
+    k = found.below_on_b or max(KS)
+    arms = {name: spaces_of(found, prompts, found.site, 1, within=False)[run][:k] for name, run in ARM_RUNS.items()}
+    again = {"never gated": relearned(base.weights(prompts.settings), prompts)}
     for name, one in arms.items():
         model = build(prompts.settings.config, state)
         mi.bake_(model, mi.Ablate(one))
-        found[name] = relearned({n: t.detach().clone() for n, t in model.state_dict().items()}, prompts)
-    back = {n: next((s for s, x in zip(RELEARN, row) if x >= 0.95), None) for n, row in found.items()}
-    return {"k": k, "steps": RELEARN, "declines": found, "steps_to_0.95": back}
+        again[name] = relearned({n: t.detach().clone() for n, t in model.state_dict().items()}, prompts)
+    back = {n: next((s for s, x in zip(RELEARN, row) if x >= 0.95), None) for n, row in again.items()}
+    return {"k": k, "steps": RELEARN, "declines": again, "steps_to_0.95": back}
 
 
-def projected(config: ToyConfig, params, tokens, space: mi.Subspace | None):
-    """The trainer's logits with a subspace removed from all that is written at the last position (equal to the hooks)."""
-    if space is None:
-        return forward.last_logits(config, params, tokens)
-    q, prefixes = space.columns(params["embed.W_E"]), forward.Prefixes(config, tokens)
-
-    def clean(x, rows):
-        return torch.cat((x[:-rows], x[-rows:] - (x[-rows:] @ q) @ q.T))
-
-    starts = [start for start, _ in tasks.slots(config)]
-    tables = [
-        params["embed.W_E"][start : start + size] + params["pos_embed.W_pos"][i : i + 1]
-        for i, (start, size) in enumerate(zip(starts, prefixes.sizes))
-    ]
-    x = clean(torch.cat(tables), 1)
-    for layer in range(config.n_layers):
-        p = {name.split(".", 2)[2]: w for name, w in params.items() if name.startswith(f"blocks.{layer}.")}
-        x = clean(forward._attention(config, p, x, prefixes, layer), len(tokens))
-        hidden = forward._linear(forward._norm(config, p, "ln2", x), p["mlp.W_in"], p["mlp.b_in"])
-        x = x + forward._linear(forward.ACTIVATIONS[config.act_fn](hidden), p["mlp.W_out"], p["mlp.b_out"])
-        x = clean(x, len(tokens))
-    return forward._linear(forward._norm(config, params, "ln_final", x), params["unembed.W_U"], params["unembed.b_U"])
-
-
-def check(model, settings: TrainConfig, state, tokens, space: mi.Subspace) -> None:
-    """The training's projection is the protocol's removal."""
-    with torch.no_grad(), mi.attached(model, removal(model, space, mi.writers(model))):
-        gap = (model(tokens)[:, -1] - projected(settings.config, state, tokens, space)).abs().max()
-    assert gap < 1e-3, f"other logits than the hooks: {gap}"
-
-
-def defended(base: Base, prompts: Prompts, random: bool):
-    """Fine-tune with a subspace projected out in half of the steps, the taught answers still demanded.
-
-    Every AGAIN steps a site is drawn and the directions are found there, in 1,024 training prompts; each projected step draws
-    how many of them. Twice the steps of the recipe's longest run, because half of them are projected.
-    """
-    settings, draw = prompts.settings, torch.Generator().manual_seed(prompts.settings.seed + 3000)
-    stepper = Stepper(settings, base.weights(settings))
-    pick = lambda n, count: torch.randint(n, (count,), generator=draw)  # noqa: E731
-    for step in range(DEFENCE_STEPS):
-        if step % AGAIN == 0:
-            rows, site = prompts.train[pick(len(prompts.train), 1024)], SITES[int(pick(len(SITES), 1))]
-            model = build(settings.config, stepper.state())
-            acts = mi.collect(model, prompts.tokens[rows], site, pos=-1)[site]
-            space = directions(acts, prompts.answers[rows], prompts.modulus, rank=RANKS)
-            space = drawn(mi.controls.covariance(acts), space, step) if random else space
-            if step == 0:
-                check(model, settings, stepper.params, prompts.tokens[rows], space)
-        rows = prompts.train[pick(len(prompts.train), settings.batch_size)]
-        removed = space[: 1 + int(pick(RANKS, 1))] if step % 2 else None
-        stepper.optimizer.param_groups[0]["lr"] = stepper.rate(step)
-        stepper.optimizer.zero_grad()
-        logits = projected(settings.config, stepper.params, prompts.tokens[rows], removed)
-        F.cross_entropy(logits, prompts.answers[rows]).backward()
-        stepper.optimizer.step()
-    return build(settings.config, stepper.state())
+ARM_RUNS = {"removed": "directions", "covariance": "covariance 0"}
 
 
 def either_operand(base: Base, settings: TrainConfig):
@@ -239,79 +107,25 @@ def either_operand(base: Base, settings: TrainConfig):
 
 def one(variant: str, seed: int, runs: Path) -> dict[str, object]:
     """Train and measure one variant of one seed."""
-    start, first = time.time(), replace(RECIPES["add97-0.8"], seed=seed)
-    found = train(first, out=runs / f"seed{seed}" / "base", progress=False)
-    base = Base.read(found.path)
-    settings, out = settings_of(variant, seed, str(found.path)), runs / f"seed{seed}" / variant.replace(" ", "-")
-    prompts, trained = Prompts(settings), {}
-    if variant in ("declines", "reasons", "joint"):
-        result = train(settings, out=out, progress=False)
-        model = build(settings.config, result.state)
-        trained = {key: result.card[key] for key in ("steps", "checkpoint_step", "stable", "accuracy", "per_part")}
-    elif variant == "one operand":
-        model, prompts = either_operand(base, settings)
-    else:
-        model = defended(base, prompts, random=variant != "ablated")
-        state = {name: t for name, t in model.state_dict().items() if name in base.weights(settings)}
-        mi.toys.save(out / "model.safetensors", settings.config, state, train=base.train)
-    measured = measure(model, prompts)
-    line = {key: value for key, value in measured.items() if key not in ("found", "acts")}
-    if variant == "declines":
-        line["relearning"] = relearning(result.state, base, prompts, measured)
-    return {"variant": variant, "seed": seed, "trained": trained, **line, "seconds": round(time.time() - start)}
-
-
-def spread(values: list[float | None]) -> str:
-    """Median [range]; what was never reached counts as more than any value."""
-    known = [float("inf") if v is None else v for v in values]
-    middle, low, high = (f"{x:.3g}".replace("inf", "never") for x in (statistics.median(known), min(known), max(known)))
-    return middle if low == high else f"{middle} [{low}, {high}]"
-
-
-def table() -> None:
-    """Print median [range over seeds] of the newest line of every variant and seed, as markdown."""
-    lines = [json.loads(line) for line in (RESULTS / "gated.jsonl").read_text().splitlines()]
-    newest = {(row["variant"], row["seed"]): row for row in lines}
-    groups = {name: [row for (variant, _), row in newest.items() if variant == name] for name in VARIANTS}
-    for ablation in ("zero", "mean"):
-        print(f"\n{ablation}-ablation\n")
-        print(
-            "| variant | seeds | k: declines <= 0.5 | k: <= 0.05 | k | declines | sums recovered | open kept | variance |"
+    start, folder = time.time(), runs / f"seed{seed}"
+    if variant in METHODS:
+        toy = taught(METHODS[variant], seed, runs)
+        model, prompts, base = toy.model, toy.prompts, toy.base
+        card = mi.toys.load(folder / METHODS[variant].replace(" ", "-") / "model.safetensors").card
+    elif variant == "joint":
+        settings = replace(
+            RECIPES["add97-0.8"], config=settings_of(PLAIN, seed, base_of(seed, folder)).config, seed=seed
         )
-        print("|---|---|---|---|---|---|---|---|---|")
-        for name, rows in groups.items():
-            for k in KS if rows else ():
-                first = (
-                    [spread([below(row, ablation, tau) for row in rows]) for tau in (0.5, 0.05)] if k == 0 else ["", ""]
-                )
-                named = [name, len(rows)] if k == 0 else ["", ""]
-                print("| " + " | ".join(map(str, [*named, *first, k, *cells(rows, ablation, k)])) + " |")
-    for name, rows in groups.items():
-        for arm in rows[0]["relearning"]["steps_to_0.95"] if rows and "relearning" in rows[0] else ():
-            back = spread([row["relearning"]["steps_to_0.95"][arm] for row in rows])
-            at_0 = spread([row["relearning"]["declines"][arm][0] for row in rows])
-            print(f"\nrelearning of {name}, {arm}: declines {at_0} at first, >= 0.95 after {back} steps")
-
-
-def cells(rows: list[dict], ablation: str, k: int) -> list[str]:
-    """Declines, sums recovered, open prompts kept and variance at k, each with the controls: mean of the draws, PCA."""
-    found = []
-    for what in ("declines", "recovered", "kept"):
-        at = [{run: curve[k][what] for run, curve in row["curves"][ablation].items()} for row in rows]
-        drawn_at = spread([statistics.mean(x for run, x in one.items() if run.startswith("cov")) for one in at])
-        found.append(f"{spread([x['directions'] for x in at])} (cov. {drawn_at}, PCA {spread([x['pca'] for x in at])})")
-    share = [{run: values[k] for run, values in row["variance"].items()} for row in rows]
-    drawn_share = spread([statistics.mean(x for run, x in one.items() if run.startswith("cov")) for one in share])
-    return [
-        *found,
-        f"{spread([x['directions'] for x in share])} (cov. {drawn_share}, PCA {spread([x['pca'] for x in share])})",
-    ]
-
-
-def below(row: dict, ablation: str, tau: float) -> int | None:
-    """The first k with at most this rate of declines, on held-out prompts."""
-    values = [point["declines"] for point in row["curves"][ablation]["directions"]]
-    return next((k for k, value in enumerate(values) if value <= tau), None)
+        result = train(settings, out=folder / "joint", progress=False)
+        model, prompts, card = build(settings.config, result.state), Prompts(settings), result.card
+    else:
+        base, card = base_of(seed, folder), {}
+        model, prompts = either_operand(base, settings_of(PLAIN, seed, base))
+    trained = {key: card[key] for key in ("steps", "checkpoint_step", "stable", "accuracy", "per_part") if key in card}
+    line, found = measure(model, prompts)
+    if variant == "declines":
+        line["relearning"] = relearning(toy.state, base, prompts, found)
+    return {"variant": variant, "seed": seed, "trained": trained, **line, "seconds": round(time.time() - start)}
 
 
 if __name__ == "__main__":
@@ -324,7 +138,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.table:
-        table()
+        for ablation in ("zero", "mean"):
+            print(f"\n{ablation}-ablation\n\n{curve_table(ablation, KS, variance=True)}")
     else:
         for seed in options.seeds:
             for variant in options.variants:

@@ -5,37 +5,47 @@ from statistics import median
 
 from _tables import HERE, markdown
 
+KS = range(9)
+SCORES = {"declines": "declines", "recovered": "sums recovered", "kept": "open prompts kept"}
+
 
 def gated() -> str:
     """What removing directions does to the gated-answer toy and its defences, and how fast declining comes back."""
-    lines = map(json.loads, (HERE / "results" / "gated.jsonl").read_text().splitlines())
-    newest_lines = {(row["variant"], row["seed"]): row for row in lines}
-    by_variant: dict[str, list[dict]] = {}
-    for (variant, _), row in newest_lines.items():
-        by_variant.setdefault(variant, []).append(row)
-    curves, again = [], []
-    for variant, rows in by_variant.items():
-        first = {"variant": variant, "seeds": len(rows)}
-        for tau in (0.5, 0.05):
-            first[f"k for declines at most {tau}"] = middle([fallen(row, tau) for row in rows])
-        for k in (0, 1, 4):
-            shown: dict[str, object] = first if k == 0 else dict.fromkeys(first, "")
-            line = {**shown, "k": k}
-            for what, name in (
-                ("declines", "declines"),
-                ("recovered", "sums recovered"),
-                ("kept", "open prompts kept"),
-            ):
-                own, drawn, top = (
-                    [at(row, run, what, k) for row in rows] for run in ("directions", "covariance", "pca")
-                )
-                line[name] = f"{middle(own)} (cov. {middle(drawn, False)}, PCA {middle(top, False)})"
-            curves.append(line)
+    again = []
+    for rows in newest_lines().values():
         for arm in rows[0].get("relearning", {}).get("steps_to_0.95", {}):
             steps = middle([row["relearning"]["steps_to_0.95"][arm] for row in rows])
             start = middle([row["relearning"]["declines"][arm][0] for row in rows])
             again.append({"fine-tuned again": ARMS[arm], "declines at first": start, "steps to 0.95": steps})
-    return GATED.format(curves=markdown(curves), again=markdown(again))
+    return GATED.format(curves=curve_table("zero", (0, 1, 4)), again=markdown(again))
+
+
+def newest_lines() -> dict[str, list[dict]]:
+    """The newest line of each seed, by variant."""
+    lines = map(json.loads, (HERE / "results" / "gated.jsonl").read_text().splitlines())
+    by_variant: dict[str, list[dict]] = {}
+    for (variant, _), row in {(row["variant"], row["seed"]): row for row in lines}.items():
+        by_variant.setdefault(variant, []).append(row)
+    return by_variant
+
+
+def curve_table(ablation: str, ks, variance: bool = False) -> str:
+    """Medians and ranges over seeds at these k, with the medians of the controls in brackets."""
+    found = []
+    for variant, rows in newest_lines().items():
+        first = {"variant": variant, "seeds": len(rows)}
+        for tau in (0.5, 0.05):
+            first[f"k for declines at most {tau}"] = middle([fallen(row, tau, ablation) for row in rows])
+        for k in ks:
+            shown: dict[str, object] = first if k == 0 else dict.fromkeys(first, "")
+            line = {**shown, "k": k}
+            for what, name in {**SCORES, **({"variance": "variance"} if variance else {})}.items():
+                own, drawn, top = (
+                    [at(row, run, what, k, ablation) for row in rows] for run in ("directions", "covariance", "pca")
+                )
+                line[name] = f"{middle(own)} (cov. {middle(drawn, False)}, PCA {middle(top, False)})"
+            found.append(line)
+    return markdown(found)
 
 
 ARMS = {
@@ -62,15 +72,17 @@ How fast does declining come back under the same fine-tuning?
 `python benchmarks/gated.py --write`; mean-ablation, every k and the variance removed: `python benchmarks/gated.py --table`."""
 
 
-def fallen(row: dict, tau: float) -> float | None:
+def fallen(row: dict, tau: float, ablation: str) -> float | None:
     """The first k with at most this rate of declines."""
-    rates = [point["declines"] for point in row["curves"]["zero"]["directions"]]
+    rates = [point["declines"] for point in row["curves"][ablation]["directions"]]
     return next((k for k, rate in enumerate(rates) if rate <= tau), None)
 
 
-def at(row: dict, run: str, what: str, k: int) -> float:
-    """A rate at k, of a control the mean over its draws."""
-    found = [curve[k][what] for name, curve in row["curves"]["zero"].items() if name.split(" ")[0] == run]
+def at(row: dict, run: str, what: str, k: int, ablation: str) -> float:
+    """A rate at k, or the variance removed; of a control the mean over its draws."""
+    curves = row["variance"] if what == "variance" else row["curves"][ablation]
+    mine = [curve[k] for name, curve in curves.items() if name.split(" ")[0] == run]
+    found = mine if what == "variance" else [point[what] for point in mine]
     return sum(found) / len(found)
 
 

@@ -96,16 +96,6 @@ def test_no_such_attack():
         overwrites.attacked(NET, "suffix", PROMPTS)
 
 
-@given(attack=st.integers(0, 47), kind=st.sampled_from(["one overwrite", "two overwrites"]))
-def test_the_tokens_of_an_attack(attack, kind):
-    prompt = PROMPTS[9].tolist()
-    attacks = by_hand(kind, prompt)
-    if attack < len(attacks):
-        put = overwrites.tokens_of(NET, kind, attack)
-        assert attacks[attack] == [prompt[0], put.get("+", prompt[1]), prompt[2], put.get("=", prompt[3])]
-        assert len(put) == (2 if kind == "two overwrites" else 1)
-
-
 @settings(max_examples=30)
 @given(seed=st.integers(0, 999))
 def test_random_answers_reach_the_sum_as_often_as_any_number(seed):

@@ -49,17 +49,6 @@ def attacked(net: Embedded, kind: str, prompts: Int[Tensor, "n 4"]) -> Int[Tenso
     return torch.cat(found)
 
 
-def tokens_of(net: Embedded, kind: str, attack: int) -> dict[str, int]:
-    """Return which tokens an attack of "two overwrites" or "one overwrite" puts at + and =; those left alone are not named."""
-    size, plus, equals = net.config.d_vocab, net.config.modulus, net.config.d_vocab - 1
-    if kind == "two overwrites":
-        kept = attack + (attack >= plus * size + equals)  # the pair that changes nothing is left out
-        return {"+": kept // size, "=": kept % size}
-    at_op = attack < size - 1
-    index = attack if at_op else attack - (size - 1)
-    return {"+": index + (index >= plus)} if at_op else {"=": index + (index >= equals)}
-
-
 def scores(answers: Int[Tensor, "n attacks"], sums: Int[Tensor, " n"], modulus: int) -> dict[str, Any]:
     """Return how often attacks give the sum, beside the other numbers, and any number at all.
 

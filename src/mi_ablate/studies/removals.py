@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mi_ablate import controls
 from mi_ablate._types import FwdHooks, HookedModel
-from mi_ablate._walks import another_row, removal_of
+from mi_ablate._walks import removal_of
 from mi_ablate.model import collect
 from mi_ablate.moments import Moments
 from mi_ablate.replay import replay
@@ -120,14 +120,25 @@ def variances(acts: Float[Tensor, "n d"], spaces: Mapping[str, Subspace], ks: Se
 def targets_of(
     ablation: str, model: HookedModel, prompts: Prompts, found: Found, rows: Int[Tensor, " m"], sites: Sequence[str]
 ) -> dict[str, Tensor] | None:
-    """Return what takes the place of what is removed: nothing, the mean of half a, or another of these prompts'."""
+    """Return what takes the place of what is removed: nothing, the mean of half a, or what another, open prompt has there.
+
+    Were the others drawn from all prompts, those that are declined themselves would leave their share of the declines.
+    """
     if ablation == "zero":
         return None
     if ablation == "mean":
         return {name: found.acts[name].double().mean(0) for name in sites}
     acts = collect(model, prompts.tokens[rows], list(sites), pos=-1)
-    order = another_row(len(rows), 0)
-    return {name: acts[name][order] for name in sites}
+    others = donors(~prompts.gated[rows])
+    return {name: acts[name][others] for name in sites}
+
+
+def donors(is_open: Bool[Tensor, " n"], seed: int = 0) -> Int[Tensor, " n"]:
+    """Return for each prompt the number of another one that is open, drawn at random."""
+    usable = is_open.nonzero()[:, 0]
+    place = torch.randint(len(usable), is_open.shape, generator=torch.Generator().manual_seed(seed))
+    own = usable[place] == torch.arange(len(is_open))
+    return usable[(place + own) % len(usable)]
 
 
 def k_kill(curve: Sequence[Mapping[str, float]], tau: float = 0.05) -> int | None:
