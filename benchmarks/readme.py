@@ -4,9 +4,7 @@
 """
 
 import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,20 +245,13 @@ def figure() -> None:
     import mi_ablate as mi
     from mi_ablate.demo import page as as_page
     from mi_ablate.demo import take_apart
+    from mi_ablate.studies.pictures import draw
 
     found = take_apart(mi.toys.load("add97"))
     first = next(iter(found.picture["planes"]))
     drawn = {key: {first: found.picture[key][first]} for key in ("planes", "predicted")}
-    picture = as_page.picture(replace(found, picture={**found.picture, **drawn}))
-    picture.update_layout(width=1150, height=450, paper_bgcolor="white")
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "figure.html"
-        style = "<style>body{margin:0;background:white}</style>"
-        page.write_text(style + picture.to_html(include_plotlyjs=True, full_html=False, config={"staticPlot": True}))
-        browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        size = ["--window-size=1150,450", "--force-device-scale-factor=1.5", "--virtual-time-budget=5000"]
-        where = [f"--user-data-dir={folder}/profile", f"--screenshot={HERE.parent / 'docs' / 'answer_circle.png'}"]
-        subprocess.run([*browser, *size, *where, str(page)], check=True, capture_output=True)
+    picture = as_page.picture(replace(found, picture={**found.picture, **drawn})).update_layout(height=450)
+    draw(picture, HERE.parent / "docs" / "answer_circle.png", width=1150, scale=1.5)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mi_ablate.studies import the_log
+from mi_ablate.studies.cost import cost_rows
 from mi_ablate.studies.registry import STUDIES
 from mi_ablate.studies.standing import Standing
 from mi_ablate.studies.study import VERDICTS, Findings, Study, Table, Verdict
@@ -59,6 +60,7 @@ def page(results: Path | str) -> str:
         _told("Questions answered", given, {**the_log.QUESTIONS, **the_log.BEYOND}, _ANSWERED),
         *(section(STUDIES[name], one) for name, one in found.items()),
         _not_run(standings),
+        _cost(results),
         "## Where the log contradicts itself\n\n" + "\n".join(f"- {line}" for line in the_log.FOOTNOTES) + "\n",
     ]
     return "\n".join(part.rstrip() + "\n" for part in parts if part)
@@ -160,3 +162,9 @@ def _not_run(standings: Sequence[Standing]) -> str:
         rows.setdefault(row["what"], {**row, "command": f"`{row['command']}`"})
     intro = "Estimates are from the recorded runs' time on one core, by steps and size.\n\n"
     return "## Not run\n\n" + intro + markdown(list(rows.values())) if rows else ""
+
+
+def _cost(results: Path | str) -> str:
+    rows = cost_rows(results)
+    intro = f"Training on one core; the log's 17 runs took {the_log.E1['cost']}. Time on a GPU was not measured.\n\n"
+    return "## What it cost\n\n" + intro + markdown(rows) if rows else ""
