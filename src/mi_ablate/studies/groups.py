@@ -61,12 +61,21 @@ def hours(cells: Cells) -> str:
     return f"not run: {sum(cell.estimate for cell in cells.missing) / 60:.1f} core-hours"
 
 
-def said(outcome: Mapping[float, bool]) -> str:
-    """Return at which weight decays something holds: "yes", "no", "yes at 0.1, 1; no at 0.01", "not run"."""
-    if not outcome:
-        return "not run"
-    yes, no = (", ".join(f"{decay:g}" for decay, held in outcome.items() if held == want) for want in (True, False))
-    return f"yes at {yes}; no at {no}" if yes and no else "yes" if yes else "no"
+def certain(holds: Callable[[float, float], bool], a: Value, b: Value) -> bool | None:
+    """Return whether something holds of two numbers; None where it depends on how far a lower bound is exceeded."""
+    least = [(v.number, math.inf) if v.censored else (v.number,) for v in (a, b)]
+    found = {holds(x, y) for x in least[0] for y in least[1]}
+    return found.pop() if len(found) == 1 else None
+
+
+def said(outcome: Mapping[float, bool | None]) -> str:
+    """Return at which weight decays something holds: "yes", "no", "yes at 0.1, 1; open at 0.01", "not run"."""
+    answers = {"yes": True, "no": False, "open": None}
+    places = {word: [f"{d:g}" for d, held in outcome.items() if held is value] for word, value in answers.items()}
+    told = {word: among for word, among in places.items() if among}
+    if len(told) < 2:
+        return next(iter(told), "not run")
+    return "; ".join(f"{word} at {', '.join(among)}" for word, among in told.items())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mi_ablate.curves import removal_curve
 from mi_ablate.measures.plain import curve_json
 from mi_ablate.measures.subject import DRAWS
 from mi_ablate.studies.cells import Cell, Cells
-from mi_ablate.studies.groups import said, spread
+from mi_ablate.studies.groups import certain, said, spread
 from mi_ablate.studies.spread import Spread, Value
 from mi_ablate.studies.study import Item
 from mi_ablate.studies.weight_decay_tables import LAST, Groups, Row, k_of
@@ -61,7 +61,7 @@ def isotropic_k(groups: Groups, own: Mapping[str, Any]) -> Row:
         if min(drawn.n, blind.n) > 1:
             texts = [drawn.centre.text(), blind.centre.text(), share.centre.text(".2f")]
             numbers.append(f"{decay:g}: {' / '.join(texts)}")
-            outcome[decay] = blind.median >= 2 * drawn.median
+            outcome[decay] = certain(lambda mine, other: mine >= 2 * other, blind.centre, drawn.centre)
     return {
         "suggested": "Isotropic subspaces are too easy a null",
         "holds where": "their median k (mean-ablation) is at least twice that of covariance-drawn ones",
@@ -72,7 +72,7 @@ def isotropic_k(groups: Groups, own: Mapping[str, Any]) -> Row:
 
 def _read(result: Mapping[str, Any]) -> Value | None:
     k = result["k"]["isotropic"]["0.95"]["first"]["relative"]
-    return None if k is None else Value(k["k"], k["censored"])
+    return None if k is None else Value(float(k["k"]), k["censored"])
 
 
 def _key(cell: Cell, step: int) -> str:

@@ -22,7 +22,7 @@ WITHIN = 1_500
 NORMS = {"LayerNorm": "LN", "RMSNorm": "RMS", "none": None}
 
 
-def nearest(cell: Cell, step: float, within: float) -> Checkpoint | None:
+def nearest(cell: Cell, step: int | float, within: int | float) -> Checkpoint | None:
     """Return the stable checkpoint nearest to a step, None where none is within so many steps."""
     near = min(cell.stable, key=lambda at: abs(at.step - step), default=None)
     return near if near is not None and abs(near.step - step) <= within else None

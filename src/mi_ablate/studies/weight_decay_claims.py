@@ -9,7 +9,7 @@ from typing import Any
 
 from mi_ablate.studies import the_log
 from mi_ablate.studies.cells import Checkpoint
-from mi_ablate.studies.groups import Number, rank_correlation, said, spread
+from mi_ablate.studies.groups import Number, certain, rank_correlation, said, spread
 from mi_ablate.studies.isotropic import isotropic_k
 from mi_ablate.studies.spread import Spread
 from mi_ablate.studies.study import Table, Verdict
@@ -68,8 +68,9 @@ def resistance(groups: Groups) -> Verdict:
     )
     log = ", ".join(f"{row['weight decay']:g}: {row['k@95%']}" for row in the_log.E2 if row["k@95%"])
     outcome = {a: sweet_spot(groups, k_of(LAST, a)) for a in ABLATIONS}
-    parts = [f"{a} {outcome[a]} ({_course(groups, k_of(LAST, a))})" for a in ABLATIONS]
-    parts += ["every site " + ", ".join(f"{a} {sweet_spot(groups, k_of(EVERY, a))}" for a in ABLATIONS)]
+    every = {a: sweet_spot(groups, k_of(EVERY, a)) for a in ABLATIONS}
+    parts = [f"{a} {outcome[a]} ({_own(groups, k_of(LAST, a))})" for a in ("zero", "mean")]
+    parts += [f"resample {outcome['resample']}", f"every site {', '.join(dict.fromkeys(every.values()))}"]
     zero = outcome["zero"]
     verdict = {"yes": "different size", "no": "not reproduced", "seeds overlap": "undecided"}.get(zero, "not run")
     if all(one == "yes" for one in outcome.values()):
@@ -129,7 +130,7 @@ def settled(groups: Groups, own: Mapping[str, Any]) -> Table:
     return Table(
         "What single runs had suggested, settled", rows,
         "Medians over seeds at the last residual. Isotropic: random directions of all of space, from the recorded weights "
-        "(half precision), five draws; the others from the records.",
+        "(half precision), five draws; the others from the records. Open: a lower bound leaves it so.",
     )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def _per_decay(
         if min(one.n for one in pair) < 2:
             continue
         numbers.append(f"{decay:g}: {' / '.join(one.centre.text() for one in pair)}")
-        outcome[decay] = holds(pair[0].median, pair[1].median)
+        outcome[decay] = certain(holds, pair[0].centre, pair[1].centre)
     return {
         "suggested": what,
         "holds where": rule,
@@ -185,6 +186,11 @@ def _after_one(ablation: str) -> Read:
         return None if curve is None or len(curve) < 2 else float(curve[1])
 
     return read
+
+
+def _own(groups: Groups, read: Read) -> str:
+    """The spreads at the log's own weight decays, short."""
+    return ", ".join(spread(groups[d], read).text(".2g", count=False) if d in groups else "-" for d in OWN)
 
 
 def _course(groups: Groups, read: Read) -> str:
