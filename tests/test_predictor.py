@@ -4,8 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mi_ablate.studies.gaussian import ClassGaussian, removed_curves
+from mi_ablate.curves import removal_curve
+from mi_ablate.metrics import accuracy
+from mi_ablate.model import collect, last_residual
+from mi_ablate.studies.gaussian import ClassGaussian, readout_of, removed_curves
+from mi_ablate.subspace import Subspace
+from models import tiny, tokens_for
 
 P, D = 11, 24
 
@@ -53,3 +60,66 @@ def test_a_class_that_was_never_seen_is_refused():
         ClassGaussian.of(torch.randn(20, 3), torch.zeros(20, dtype=torch.long), 2)
     with pytest.raises(ValueError, match="4 activations of 4 of 4 classes"):
         ClassGaussian.of(torch.randn(4, 3), torch.arange(4), 4)
+
+
+def test_no_spread_is_means_alone():
+    means, read = circles([2.0, 1.0, 0.5])
+    spread = ClassGaussian(means, torch.eye(D, dtype=torch.float64) / 20)
+    nothing = ClassGaussian(means, torch.zeros(D, D, dtype=torch.float64))
+    curves = [removed_curves(*g.draw(10 * P), axes(6), read, range(7)) for g in (spread.still, nothing, spread)]
+    assert all(torch.equal(curves[0][a], curves[1][a]) for a in curves[0])
+    assert any(not torch.equal(curves[0][a], curves[2][a]) for a in curves[0])
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.15, 0.6])
+def test_a_curve_is_predicted_from_other_draws_of_the_same_classes(noise):
+    means, read = circles([3.0, 2.0, 1.0])
+    root = torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * noise
+    x, answers = ClassGaussian(means, root @ root.T).draw(400 * P, seed=7)
+    seen, rest = slice(0, 200 * P), slice(200 * P, 400 * P)
+    known = ClassGaussian.of(x[seen], answers[seen], P)
+    measured = removed_curves(x[rest], answers[rest], axes(6), read, range(7))
+    told = removed_curves(*known.draw(200 * P), axes(6), read, range(7))
+    for ablation, curve in measured.items():
+        torch.testing.assert_close(told[ablation], curve, rtol=0, atol=0.05)
+    if noise == 0.6:  # where there is much spread, means alone promise too much
+        blind = removed_curves(*known.still.draw(10 * P), axes(6), read, range(7))
+        assert (blind["mean"] - measured["mean"])[:5].max() > 0.2
+
+
+def test_permuted_means_predict_nothing():
+    means, read = circles([3.0, 2.0, 1.0])
+    order = torch.arange(P).roll(1)
+    x, answers = ClassGaussian(means[order], torch.zeros(D, D, dtype=torch.float64)).draw(10 * P)
+    found = removed_curves(x, answers, axes(6), read, range(7))
+    for curve in found.values():
+        assert float(curve[0]) == 0
+        assert float(curve.mean()) < 2 / P
+
+
+@given(st.integers(0, 6), st.integers(0, 5), st.floats(0.01, 2))
+def test_a_curve_starts_at_what_is_right_and_removing_all_leaves_no_answer(rank, seed, noise):
+    means, read = circles([1.0, 0.7, 0.4])
+    x, answers = ClassGaussian(means, noise * torch.eye(D, dtype=torch.float64)).draw(5 * P, seed)
+    found = removed_curves(x, answers, axes(rank), read, [0, rank])
+    right = float((read(x).argmax(-1) == answers).double().mean())
+    assert all(float(curve[0]) == right and 0 <= float(curve[1]) <= 1 for curve in found.values())
+    gone = removed_curves(x, answers, torch.eye(D, dtype=torch.float64), read, [D])
+    assert all(float(gone[ablation][0]) < 3 / P for ablation in ("zero", "mean"))
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("norm", ["LN", None])
+def test_activations_themselves_give_the_measured_curve(norm):
+    model = tiny(norm=norm)
+    tokens = tokens_for(model, 40, 3)
+    site = last_residual(model)
+    acts = collect(model, tokens, [site])[site]
+    with torch.no_grad():
+        answers = model(tokens)[:, -1].argmax(-1)
+    basis = Subspace.random(16, 8, 0)
+    found = removed_curves(acts.double(), answers, basis.basis, readout_of(model), range(9))
+    for ablation, curve in found.items():
+        real = removal_curve(model, tokens, basis, accuracy(answers), at=site, ablation=ablation, controls={})
+        assert torch.equal(curve, real.values)
+    assert found["zero"][-1] < 1

@@ -21,6 +21,8 @@ from mi_ablate.subspace import Subspace
 
 SAMPLES = 2000
 """About how many activations are drawn."""
+ACTIVATIONS = "activations"
+"""What stands for the scored pairs' own activations among the predictions."""
 THIRD_PARTY = {"nanda_mod113": 1.0, "zhong_model_a": 2.0, "zhong_model_b": 2.0}
 """Published models and the weight decay that their authors give (Nanda et al. 2023, Zhong et al. 2023)."""
 
@@ -71,7 +73,7 @@ class Foretelling:
         ks = list(range(basis.shape[1] + 1))
         n = task.period * -(-SAMPLES // task.period)
         drawn = {name: source.draw(n) for name, source in sources.items()}
-        drawn["activations"] = x[self.held].double(), task.values[self.held]
+        drawn[ACTIVATIONS] = x[self.held].double(), task.values[self.held]
         predicted = {
             name: removed_curves(y, task.tokens_of[answers], basis, read, ks) for name, (y, answers) in drawn.items()
         }
