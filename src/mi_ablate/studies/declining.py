@@ -59,7 +59,7 @@ def items(cells: Cells) -> list[Item]:
         return lambda: _measured(taught(method, seed, runs, cells.quick))
 
     return [
-        Item(f"{method}/{seed}", {"method": method, "seed": seed}, take(method, seed), 10 if cells.quick else 60)
+        Item(f"{method}/{seed}", {"method": method, "seed": seed}, take(method, seed), 10.0 if cells.quick else 60.0)
         for seed in (SEEDS[:2] if cells.quick else SEEDS)
         for method in (PLAIN, SPREAD)
     ]

@@ -68,7 +68,7 @@ def items(cells: Cells) -> list[Item]:
             take = _adding if method == ADDING else _method
             told = {"method": method, "seed": seed}
             found.append(
-                Item(f"{method}/{seed}", told, _call(take, method, seed, runs, cells.quick), 10 if cells.quick else 60)
+                Item(f"{method}/{seed}", told, _call(take, method, seed, runs, cells.quick), 10.0 if cells.quick else 60.0)
             )
     return found
 
