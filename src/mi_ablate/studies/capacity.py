@@ -140,10 +140,11 @@ def known_corners(group: Cells, lone: float | None) -> list[Corners]:
 
 
 def _corners(shape: Shape, group: Cells, lone: float | None) -> dict[str, Any]:
-    found = known_corners(group, lone)
+    known = {id(cell): corners(cell, lone) for cell in group.done}
+    found = [one for one in known.values() if one is not None]
 
     def seeds(of: Callable[[Corners], bool | None]) -> str:
-        return over_seeds(group, lambda cell: None if (one := corners(cell, lone)) is None else of(one))
+        return over_seeds(group, lambda cell: None if (one := known[id(cell)]) is None else of(one))
 
     texts = {
         "separable": seeds(lambda one: one.separable),

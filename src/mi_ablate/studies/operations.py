@@ -104,7 +104,7 @@ def _falls(groups: Mapping[int, Cells]) -> Verdict:
     rule = (
         "k@95% of addition at the last residual, zero and mean ablation, at least two seeds for each of one, two "
         "and three operations: yes where under both ablations it is lower at each further operation in at least 90 "
-        "% of the pairs of seeds, no where under both it is lower at three than at one in at most half of the "
+        "% of the pairs of seeds, no where under both it is lower at three than at one in at most 10 % of the "
         "pairs; undecided between, or where three are not run; not run where one and two are not"
     )
     told_of, steps, ends = [], [], []

@@ -1,8 +1,8 @@
 """Whether one group of seeds lies below another, and whether a number falls along a run: rules with an answer "unclear".
 
 Groups of three seeds overlap by chance, so a lower median alone decides nothing here: one group is *lower* where at least 90 %
-of the pairs of seeds, one of each group, say so (ties count half; the probability of superiority), and *not lower* where at
-most half do. Seeds of the two groups are not paired. Numbers that are only lower bounds enter as they are.
+of the pairs of seeds, one of each group, say so (strictly; the probability of superiority), and *not lower* where at most
+10 % do. Between, seeds disagree. Seeds of the two groups are not paired. Numbers that are only lower bounds enter as they are.
 """
 
 import math
@@ -11,25 +11,25 @@ from collections.abc import Callable, Sequence
 from mi_ablate.studies.cells import Cell, Checkpoint
 from mi_ablate.studies.spread import Spread, Value
 
-CLEAR, LEAST = 0.9, 3
-"""Share of the pairs that must agree; stable checkpoints that a run must have for a trend."""
+LEAST_PAIRS, MOST_PAIRS, LEAST = 0.1, 0.9, 3
+"""Shares of the pairs between which seeds disagree; stable checkpoints that a run must have for a trend."""
 
 
 def share_lower(below: Spread, above: Spread) -> float | None:
-    """Return the share of pairs of seeds in which ``below`` is lower, ties by half; None for fewer than two seeds in either."""
+    """Return the share of pairs of seeds in which ``below`` is lower; None for fewer than two seeds in either."""
     if below.n < 2 or above.n < 2:
         return None
     pairs = [(a.number, b.number) for a in below.values for b in above.values]
-    return sum((a < b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
+    return sum(a < b for a, b in pairs) / len(pairs)
 
 
 def lower(below: Spread, above: Spread) -> bool | None:
     """Return whether ``below`` is lower; None where that is unclear, or there are fewer than two seeds."""
     share = share_lower(below, above)
-    return None if share is None or 0.5 < share < CLEAR else share >= CLEAR
+    return None if share is None or LEAST_PAIRS < share < MOST_PAIRS else share >= MOST_PAIRS
 
 
-def trend(cell: Cell, of: Callable[[Checkpoint], Value | float | None]) -> float | None:
+def trend(cell: Cell, of: Callable[[Checkpoint], Value | float | int | None]) -> float | None:
     """Return Spearman's correlation of a number with the step, over a run's stable checkpoints.
 
     None for fewer than `LEAST` that have the number, and where it is the same at all of them.

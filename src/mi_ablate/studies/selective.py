@@ -109,7 +109,8 @@ def mean_least(cell: Cell, operation: str, ablation: str = MEAN, **reading: Any)
 
 def rank99(at: Checkpoint, operation: str) -> float | None:
     """Return how many singular values of the class means (all inputs, last residual) hold 99 % of the energy."""
-    return at.get("class_means", operation, "all.rank99")
+    found = at.get("class_means", operation, "all.rank99")
+    return None if found is None else float(found)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _concentrates(both: Cells, single: Cells) -> Verdict:
     rule = (
         "k@95% of addition at the last residual, under zero- and under mean-ablation: reproduced where it is lower "
         "beside multiplication than alone in at least 90 % of the pairs of seeds and its median at most half, "
-        "different size where it is lower by less, not reproduced where it is lower in at most half of the pairs; "
+        "different size where it is lower by less, not reproduced where it is lower in at most 10 % of the pairs; "
         "undecided between, or where the two ablations disagree"
     )
     told, answers = [], []
