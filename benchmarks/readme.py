@@ -11,6 +11,7 @@ from pathlib import Path
 from _tables import HERE, markdown, newest
 from gated_table import gated
 from numbers_table import adder, clocks, shapes
+from study_table import resistance
 
 README = HERE.parent / "README.md"
 ABOUT = """Written by `python benchmarks/readme.py` from the cards in the files' headers.
@@ -164,7 +165,7 @@ def ratio(at: dict) -> str:
 
 DOCS = HERE.parent / "docs"
 PAGES = {
-    README: {"results": results, "speed": speed},
+    README: {"study": resistance, "results": results, "speed": speed},
     DOCS / "language_models.md": {"gated": gated},
     DOCS / "numbers.md": {"clocks": clocks, "adder": adder, "shapes": shapes},
 }

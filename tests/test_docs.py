@@ -70,13 +70,13 @@ def test_the_commands_of_the_sweeps_page_exist():
     commands = typer.main.get_command(app).commands
     (text,) = blocks("sweeps.md", "sh")
     parsed = [shlex.split(line, comments=True) for line in text.splitlines()]
-    assert {words[1] for words in parsed} == {"train", "runs"}
+    assert {words[1] for words in parsed} == {"train", "runs", "study"}
     used = set()
     for program, name, *words in parsed:
         assert program == "mi-ablate"
         context = commands[name].make_context(name, list(words))
         used |= {key for key in context.params if context.get_parameter_source(key).name == "COMMANDLINE"}
-    asked = "dry_run quick budget engine stack measure device where sort failed plot by as_json"
+    asked = "dry_run quick budget engine stack measure device where sort failed plot by as_json show page"
     assert set(asked.split()) <= used
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mi_ablate import _files
 
-WIDTH, SCALE = 900, 1.2
+WIDTH, SCALE = 900, 1.15
 _STYLE = "<style>body{margin:0;background:white}</style>"
 _SIGNATURE, _KEYWORD = b"\x89PNG\r\n\x1a\n", b"mi_ablate\0"
 _HEAD = len(_SIGNATURE) + 25
