@@ -37,7 +37,7 @@ from mi_ablate.weights import writers
 
 PROMPTS = {"one overwrite": 200, "two overwrites": 40, "rewrite of a": 200, "rewrite of b": 200, "insertion": 100}
 """Held-out declined prompts of each attack, a seeded draw."""
-NUDGED = 48
+NUDGED = 32
 LEVEL, ENOUGH = 0.05, 3
 QUESTION = (
     "A model that adds mod 97 is fine-tuned to answer a DECLINE token where both operands are in a secret set, in four"

@@ -23,8 +23,8 @@ from mi_ablate.toys.embedded import Embedded
 
 PLACES: dict[str, tuple[int, ...]] = {"a": (0,), "+": (1,), "b": (2,), "=": (3,), "everywhere": (0, 1, 2, 3)}
 STEPS, RESTARTS, PACE = 20, 2, 0.15
-MOST, ROUNDS = 1.0, 6
-"""The largest radius, and halvings of it: 1/64 is what can be told apart."""
+MOST, ROUNDS = 1.0, 9
+"""The largest radius, and halvings of it: 1/512 is what can be told apart."""
 RANDOM = 20
 """Random changes of each prompt."""
 SHIFT = 7
