@@ -108,11 +108,11 @@ class TestReadings:
         assert curve_gap(stretched(curve, 7.0), curve) > 0.1
 
     def test_errors_are_of_the_middle_run_and_rank_all(self):
-        found = Errors.of([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 9.0])
+        found = Errors.of([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 9.0, 10.0])
         assert (found.ratio, found.rank) == (1.0, 1.0)
         assert found.text() == "1.00 (1.00 [1.00, 1.00])"
         upside = Errors.of([3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0])
-        assert upside.rank == -1
+        assert (upside.rank, upside.text()[-3:]) == (-1, "(-)")
         assert Errors.of([1.0, 1.0], [2.0, 3.0]).text() == f"{math.exp(1.5):.2f} (-)"
 
     def test_a_slope_that_is_there_is_found_and_one_that_is_not_is_not(self):
@@ -123,7 +123,8 @@ class TestReadings:
         assert low > 1.5
         assert slope == pytest.approx(fitted_line(x, [2 * a + b / 5 for a, b in zip(x, noise)])[1])
         assert slope_with_interval(x, noise)[1] < 0 < slope_with_interval(x, noise)[2]
-        assert slope_with_interval([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+        assert slope_with_interval([1.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) is None
+        assert slope_with_interval(x[:4], noise[:4]) is None
 
 
 class TestRegistration:
@@ -175,7 +176,7 @@ class TestVerdict:
     def test_true_predictions_answer_yes(self):
         found = verdict_of([*FITTED, *others_of()])
         assert found.verdict == "yes", found.ours
-        assert found.ours.startswith("8 test runs; last residual, zero: 1.00 (1.00")
+        assert found.ours.startswith("8 test runs, factor (rank correlation): last residual, zero: 1.00 (1.00")
 
     @pytest.mark.parametrize(
         ("told", "half", "fails"),

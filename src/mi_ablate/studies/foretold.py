@@ -22,7 +22,8 @@ from mi_ablate.studies.spread import Value
 
 ABLATIONS = ("zero", "mean", "resample")
 LAST, EVERY = "last residual", "every site"
-DRAWS = 1000
+DRAWS, FEW = 1000, 5
+"""Of a bootstrap, and the fewest runs that it is drawn from."""
 Points = tuple[Sequence[int | float], Sequence[float]]
 """A curve: the k, and the accuracy at each."""
 
@@ -145,14 +146,14 @@ class Errors:
         return f"{self.ratio:.2f} ({self.rank_text()})"
 
     def rank_text(self) -> str:
-        """Return "0.95 [0.9, 0.99]"."""
-        return "-" if self.rank is None else f"{self.rank:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        """Return "0.95 [0.9, 0.99]"; "-" where there is none, or from fewer runs than a bootstrap can be drawn from."""
+        return "-" if self.rank is None or self.n < FEW else f"{self.rank:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def slope_with_interval(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
     """Return the slope of y on x with its 2.5 and 97.5 % bootstrap quantiles over runs; None of too few runs."""
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(a) < 3 or len(set(a.tolist())) < 2:
+    if len(a) < FEW or len(set(a.tolist())) < 2:
         return None
     rows = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
     spread = a[rows] - a[rows].mean(1, keepdims=True)

@@ -93,7 +93,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
     tables = [Table("k@95% at the last residual, predicted and measured", list(_sizes(runs)), _SIZES)]
     if registered is None:
         told = "Nothing is registered here yet, so nothing is tested: `python -m mi_ablate.studies.registering`."
-        return Findings(tables=tables, verdicts=[_undecided("not run", "-")], notes=[told])
+        return Findings(tables=tables, verdicts=[_given("not run", "-")], notes=[told])
     known = [run for run in runs if run.key in registered["runs"]]
     sets = {KNOWN: known} | {name: group for name, group in _sets(runs).items() if group}
     tables += [_errors(registered, sets, LAST, (*PREDICTORS, *BASELINES, "participation", "Rank99")),
@@ -250,23 +250,23 @@ RULE = (
 )
 
 
-def _undecided(verdict: str, ours: str) -> Verdict:
+def _given(verdict: str, ours: str) -> Verdict:
     return Verdict("R1", verdict, "-", ours, RULE)
 
 
 def _verdict(registered: Mapping[str, Any], runs: Sequence[Run]) -> Verdict:
     if not runs:
-        return _undecided("not run", "-")
+        return _given("not run", "-")
+    few = len(runs) < FEWEST or not {run.modulus for run in runs if run.group == TEST} >= set(MODULI)
     told, good = [], True
     for place in (LAST, EVERY):
         for ablation in ABLATIONS:
-            met = passes(registered, runs, place, ablation)
-            mine = errors(registered, runs, place, ablation, PRIMARY)
-            missed = [name for name, ok in met.items() if not ok]
+            missed = [name for name, met in passes(registered, runs, place, ablation).items() if not met]
             good = good and not missed
-            told.append(f"{place}, {ablation}: {mine.text()}" + (f" (fails: {', '.join(missed)})" if missed else ""))
-    few = len(runs) < FEWEST or not {run.modulus for run in runs if run.group == TEST} >= set(MODULI)
-    return _undecided("undecided" if few else "yes" if good else "no", f"{len(runs)} test runs; " + "; ".join(told))
+            fails = f", fails: {', '.join(missed)}" if missed and not few else ""
+            told.append(f"{place}, {ablation}: {errors(registered, runs, place, ablation, PRIMARY).text()}{fails}")
+    verdict = "undecided" if few else "yes" if good else "no"
+    return _given(verdict, f"{len(runs)} test runs, factor (rank correlation): " + "; ".join(told))
 
 
 STUDY = Study(
