@@ -160,6 +160,7 @@ def test_the_tables_of_the_attacks_say_what_was_planted():
     assert embedding.rows[0]["smallest change, to the sum"].endswith("[0.25, 1+]")
     assert not related.rows, "two seeds have no rank correlation"
     assert len(paired.rows) == 2
+    assert found.notes[0].endswith("random projections 0.5 and 0.25.")
     for table in found.tables:
         assert all(row.keys() == table.rows[0].keys() for row in table.rows)
         assert all(len(row) <= 10 for row in table.rows)

@@ -26,7 +26,7 @@ from mi_ablate.studies.gated_toys import (
     settings_of,
     taught,
 )
-from mi_ablate.studies.input_tables import embedding, paired, related, removal, tokens
+from mi_ablate.studies.input_tables import embedding, paired, related, removal, tokens, told
 from mi_ablate.studies.nudges import PLACES, nudged
 from mi_ablate.studies.overwrites import KINDS, attacked, scores
 from mi_ablate.studies.removals import MOST, brief, curves, found_in, runner, targets_of
@@ -68,7 +68,12 @@ def items(cells: Cells) -> list[Item]:
             take = _adding if method == ADDING else _method
             told = {"method": method, "seed": seed}
             found.append(
-                Item(f"{method}/{seed}", told, _call(take, method, seed, runs, cells.quick), 10.0 if cells.quick else 60.0)
+                Item(
+                    f"{method}/{seed}",
+                    told,
+                    _call(take, method, seed, runs, cells.quick),
+                    10.0 if cells.quick else 60.0,
+                )
             )
     return found
 
@@ -122,7 +127,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
     return Findings(
         tables=[removal(by), tokens(by), embedding(by), table, beside],
         verdicts=verdicts(min(len(by[method]) for method in METHODS), correlation, gains),
-        notes=NOTES,
+        notes=(*told(by), *NOTES),
     )
 
 

@@ -156,6 +156,22 @@ def paired(by: Mapping[str, Results], treated: str, control: str) -> tuple[list[
     return gains, Table(f"{treated.capitalize()} training beside its control, seed by seed", rows)
 
 
+def told(by: Mapping[str, Results]) -> list[str]:
+    """Return what one overwritten token does to each way of training, as a sentence; none where nothing is run."""
+    parts = []
+    for method, mine in by.items():
+        if method != ADDING and mine:
+            kind = [one["tokens"]["one overwrite"] for one in mine.values()]
+            turned, best = _told(kind, lambda one: one["bypass"]), _told(kind, lambda one: one["universal"]["others"])
+            parts.append(f"{method} {turned} and {best}")
+    if not parts:
+        return []
+    return [
+        f"One overwritten token: the share of declined prompts that some token turns, and that the best single one turns: "
+        f"{'; '.join(parts)}."
+    ]
+
+
 def _killed(one: Mapping[str, Any], ablation: str) -> Value:
     k = k_kill(one["removal"][ablation])
     return Value(float(DIRECTIONS), censored=True) if k is None else Value(float(k))
