@@ -116,8 +116,9 @@ NOISE = (
     "their covariance Sigma; both exactly, in float64. B, their quotient, is the batch at which they are equal (McCandlish et "
     "al. 2018), and the noise at 512 its share in the squared gradient of such a batch. Weight decay and AdamW's division by "
     "the gradient's size are left out. Weights are those of the last stable step, or where no seed has one those of the last "
-    "step. The last two columns: B by the paper's estimator from 20 batches of 64 and 20 of 1,024, and the signal as float32, "
-    "in which the runs train, computes it, as a part of the true one."
+    "step; one step a run, so the range is that of steps as much as of seeds. The last two columns: B by the paper's estimator "
+    "from 20 batches of 64 and 20 of 1,024, and the signal as float32, in which the runs train, computes it, as a part of the "
+    "true one."
 )
 Noise = list[Mapping[str, Any]]
 
