@@ -2,13 +2,19 @@
 
 from mi_ablate._types import nearest
 from mi_ablate.studies import (
+    adversarial,
     along_training,
     batch_size,
     capacity,
+    declining,
     grokking_sweep,
+    input_attacks,
+    late_penalty,
     operations,
+    prediction,
     too_small,
     two_tasks,
+    untrained_directions,
     weight_decay,
 )
 from mi_ablate.studies.study import Study
@@ -18,10 +24,16 @@ _ALL = (
     weight_decay.STUDY,
     two_tasks.STUDY,
     capacity.STUDY,
+    adversarial.STUDY,
     along_training.STUDY,
     too_small.STUDY,
     batch_size.STUDY,
+    input_attacks.STUDY,
+    untrained_directions.STUDY,
     operations.STUDY,
+    late_penalty.STUDY,
+    prediction.STUDY,
+    declining.STUDY,
 )
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 
