@@ -18,12 +18,13 @@ from mi_ablate.studies.selective import (
     corners,
     k_alone,
     kills_selectively,
+    mean_kill,
     over_seeds,
     selective_kill,
 )
 from mi_ablate.studies.two_tasks_tables import last_only
 from mi_ablate.toys.recipes import TrainConfig
-from planted_runs import Course, Plan, Same, by_seed, planted
+from planted_runs import MOST, Course, Plan, Same, by_seed, planted
 
 LOG = Plan()
 ALONE = Plan(k=11)
@@ -121,6 +122,18 @@ def test_corners_need_stable_steps_and_robust_needs_addition_alone() -> None:
     assert over_seeds(cells.where(grid="two-tasks"), lambda c: kills_selectively(c, "add")) == "1 of 1"
     assert over_seeds(Cells((never,)), lambda c: kills_selectively(c, "add")) == "no stable step"
     assert over_seeds(Cells(cells.missing), lambda c: kills_selectively(c, "add")) == "not run"
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(20_000, None), (25_000, None), (30_000, 12.0)])
+def test_a_seed_kills_where_most_of_its_checkpoints_do(kept: int, expected: float | None) -> None:
+    cell = planted({"two-tasks": lambda c: lambda step: Plan(spares=MOST if step <= kept else 5)}).done[0]
+    assert mean_kill(cell, "add") == expected
+    assert kills_selectively(cell, "add") is (expected is not None)
+
+
+def test_the_steepest_change_along_a_run_is_told() -> None:
+    cells = planted({"two-tasks": lambda c: lambda step: Plan(rank=39 if step < 35_000 else 14, stable=step != 30_000)})
+    assert "seed 0 from 39 to 14 (step 25,000 to 35,000)" in found(along_training.STUDY, cells).notes[1]
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.lists(st.integers(0, 9), min_size=2, max_size=4))

@@ -10,10 +10,10 @@ step divided by 1,000: the two cannot be told apart here. A few checkpoints of o
 intervals are over seeds.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
-
-import torch
 
 from mi_ablate.studies.cells import Cell, Cells, Checkpoint
 from mi_ablate.studies.groups import told
@@ -58,12 +58,12 @@ def measured() -> dict[str, Number]:
 def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
     """Return the course along the steps, each seed's trend, and the verdicts on C9, Q9 and R2."""
     overlap = (
-        f"Overlap of the leading {K} directions of addition and multiplication along training: median over the seeds "
-        "that are stable near a step, with their range, beside its references."
+        f"Overlap of the leading {K} directions of addition and multiplication along training, a line a seed, at "
+        "steps where it is stable, beside the medians of its references."
     )
     ks = (
-        "Directions that can be removed along training (k@95%, mean ablation at the last residual): median over the "
-        "seeds that are stable near a step, with their range; dotted, covariance-drawn directions."
+        "Directions that can be removed along training (k@95%, mean ablation at the last residual), a line a seed, "
+        "at steps where it is stable; dotted, covariance-drawn directions."
     )
     known = any(cell.stable for cell in cells.done)
     return Findings(
@@ -83,7 +83,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         ],
         figures={overlap: lambda: _overlap_figure(cells), ks: lambda: _k_figure(cells)} if known else {},
         verdicts=[_separates(cells), _monotone(cells), _relative(cells)],
-        notes=[_inflation(cells)] if known else (),
+        notes=[_inflation(cells), _jump(cells)] if known else (),
     )
 
 
@@ -218,30 +218,47 @@ def _inflation(cells: Cells) -> str:
 
 
 def _overlap_figure(cells: Cells) -> Any:
-    series: dict[str, Number] = {"two operations": reading(overlap_at, K)}
-    references = {name: reading(reference_at, K, name) for name in REFERENCES}
-    return _figure(cells, series, references, f"mean squared cosine, k = {K}")
-
-
-def _k_figure(cells: Cells) -> Any:
-    series = {WORDS[one]: _k(one) for one in OPERATIONS}
-    drawn = {f"covariance-drawn, {WORDS[one]}": _k(one, "covariance") for one in OPERATIONS}
-    return _figure(cells, series, drawn, "k@95%")
-
-
-def _figure(cells: Cells, series: Mapping[str, Number], controls: Mapping[str, Number], title: str) -> Any:
-    """Medians over seeds near each kept step, with their range."""
     from mi_ablate.figures import lines
 
     targets = _targets(cells)
-    found = {name: [_near(cells, t, of) for t in targets] for name, of in {**series, **controls}.items()}
-    return lines(
-        targets,
-        {name: [spread.median for spread in row] for name, row in found.items()},
-        bands={n: torch.tensor([[s.low for s in found[n]], [s.high for s in found[n]]]) for n in series},
-        controls=tuple(controls),
-        axes=("step", title),
+    references = {
+        name: [_near(cells, target, reading(reference_at, K, name)).median for target in targets] for name in REFERENCES
+    }
+    seeds = _by_seed(cells, reading(overlap_at, K))
+    title = f"mean squared cosine, k = {K}"
+    return lines(targets, {**seeds, **references}, controls=REFERENCES, axes=("step", title))
+
+
+def _k_figure(cells: Cells) -> Any:
+    from mi_ablate.figures import panels
+
+    return panels(
+        _targets(cells),
+        {WORDS[one]: _by_seed(cells, _k(one)) for one in OPERATIONS},
+        controls={WORDS[one]: _by_seed(cells, _k(one, "covariance")) for one in OPERATIONS},
+        control="covariance-drawn directions",
+        axes=("step", "k@95%"),
     )
+
+
+def _by_seed(cells: Cells, of: Number) -> dict[str, list[float]]:
+    """A number near each kept step, a list a seed; nan where it is not stable there."""
+    found = {}
+    for cell in cells.done:
+        values = [None if (at := at_target(cell, target)) is None else of(at) for target in _targets(cells)]
+        found[f"seed {cell.config.seed}"] = [math.nan if v is None else Value.of(v).number for v in values]
+    return found
+
+
+def _jump(cells: Cells) -> str:
+    """The steepest fall of addition's Rank99 between neighbouring stable checkpoints of each seed."""
+    parts = []
+    for cell in cells.done:
+        known = [(at.step, rank) for at in cell.stable if (rank := rank99(at, "add"))]
+        if len(known) > 1:
+            (t0, before), (t1, after) = min(pairwise(known), key=lambda two: two[1][1] / two[0][1])
+            parts.append(f"seed {cell.config.seed} from {before:g} to {after:g} (step {t0:,} to {t1:,})")
+    return f"Steepest change of addition's Rank99 between neighbouring stable checkpoints: {'; '.join(parts) or '-'}."
 
 
 def _k(one: str, run: str = "edited") -> Number:

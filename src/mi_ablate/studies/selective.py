@@ -96,9 +96,13 @@ def kills_selectively(cell: Cell, operation: str, ablation: str = MEAN, **readin
 
 
 def mean_kill(cell: Cell, operation: str, ablation: str = MEAN, **reading: Any) -> float | None:
-    """Return the mean of the smallest k that kills selectively, over the stable checkpoints at which one does."""
-    found = [kill.k for kill in kills(cell, operation, ablation, **reading) if kill.k is not None]
-    return statistics.fmean(found) if found else None
+    """Return the mean of the smallest k that kills selectively, over the stable checkpoints that have one.
+
+    None where `kills_selectively` is not true: at most half of them have one.
+    """
+    found = kills(cell, operation, ablation, **reading)
+    ks = [kill.k for kill in found if kill.k is not None]
+    return statistics.fmean(ks) if 2 * len(ks) > len(found) else None
 
 
 def mean_least(cell: Cell, operation: str, ablation: str = MEAN, **reading: Any) -> float | None:

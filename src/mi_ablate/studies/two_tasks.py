@@ -37,9 +37,9 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
     both, single = cells.where(grid="two-tasks"), alone(cells)
     measured = any(cell.stable for cell in both.done)
     collateral = (
-        "Accuracy while the leading directions of one operation are mean-ablated at the last residual: its own "
-        "falls, the other's stays. Median over seeds with their range; dotted, as many covariance-drawn directions "
-        "of the same operation's activations."
+        "Accuracy of both operations while the leading directions of one operation are mean-ablated at the last "
+        "residual: does its own fall alone? Median over seeds with their range; dotted, as many covariance-drawn "
+        "directions of the same operation's activations."
     )
     overlap = (
         "Overlap of the leading k directions of addition and multiplication, median over seeds with their range, "
