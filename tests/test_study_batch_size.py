@@ -220,9 +220,11 @@ class TestNoise:
         assert by["0.1"]["runs"].endswith("(last step)")
         assert by["0.1"]["B"] == "inf"
         assert by["0.01"]["B"] == "not run"
+        (note,) = batch_size.find(cells, own).notes
+        assert note.endswith("it sees 50% at weight decay 1.")
         captions = list(batch_size.find(cells, own).figures)
         assert len(captions) == 1
-        assert captions[0].startswith("Gradient noise scale after grokking")
+        assert captions[0].startswith("Gradient noise scale at the last kept weights")
         assert batch_size.find(cells, own).figures[captions[0]]().data
 
     def test_a_recorded_model_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:

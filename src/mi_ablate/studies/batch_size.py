@@ -75,6 +75,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         if sum(bool(found) for found in rows.values()) > 1
     ]
     notes = [EXPONENTS] if any(arms.exponents(arm) for arm in arms.groups) else []
+    notes += _rounded(noise["weight decay"])
     return Findings(tables=tables, verdicts=verdicts(arms), figures=_figures(arms, noise["weight decay"]), notes=notes)
 
 
@@ -117,8 +118,8 @@ NOISE = (
     "al. 2018), and the noise at 512 its share in the squared gradient of such a batch. Weight decay and AdamW's division by "
     "the gradient's size are left out. Weights are those of the last stable step, or where no seed has one those of the last "
     "step; one step a run, so the range is that of steps as much as of seeds. The last two columns: B by the paper's estimator "
-    "from 20 batches of 64 and 20 of 1,024, and the signal as float32, in which the runs train, computes it, as a part of the "
-    "true one."
+    "from 20 batches of 64 and 20 of 1,024, which chance may make negative, and the signal as float32, in which the runs "
+    "train, computes it, as a part of the true one."
 )
 Noise = list[Mapping[str, Any]]
 
@@ -147,8 +148,23 @@ def _noise_row(what: str, name: str, taken: Noise) -> dict[str, Any]:
         "B": told(lambda r: _parts(r).scale, ",.0f"),
         "noise at 512": told(lambda r: _parts(r).share(512), ".0%"),
         "B estimated": told(lambda r: _parts(r["estimated"]).scale, ",.0f"),
-        "signal in float32": told(lambda r: r["float32"] / r["squared_length"] if r["squared_length"] else None, ".0%"),
+        "signal in float32": told(_kept, ".0%"),
     }
+
+
+def _kept(result: Mapping[str, Any]) -> float | None:
+    """The part of |G|^2 that is there in float32."""
+    return result["float32"] / result["squared_length"] if result["squared_length"] else None
+
+
+def _rounded(noise: Mapping[str, Noise]) -> list[str]:
+    """A sentence on the models of which float32 computes less than nine tenths of the signal, where there are some."""
+    spreads = {name: Spread.of(_kept(one["result"]) for one in taken) for name, taken in noise.items()}
+    told = [
+        f"{s.text('.0%', count=False)} at weight decay {name}" for name, s in spreads.items() if s.n and s.median < 0.9
+    ]
+    why = "Training is in float32, whose softmax rounds the gradients of sure answers away"
+    return [f"{why}: of the squared mean gradient it sees {', '.join(told)}."] if told else []
 
 
 def _parts(result: Mapping[str, Any]) -> GradientNoise:
@@ -196,8 +212,8 @@ def _figures(arms: Arms, noise: Mapping[str, Noise]) -> dict[str, Callable[[], A
         ] = functools.partial(_draw_steps, arms)
     if sum(bool(taken) for taken in noise.values()) > 1:
         figures[
-            "Gradient noise scale after grokking by weight decay (the batch at which signal and noise are equal): medians over "
-            "seeds with the lowest and highest; grey, the batch of 512 that the runs train with."
+            "Gradient noise scale at the last kept weights by weight decay (the batch at which signal and noise are equal): "
+            "medians over seeds with the lowest and highest; grey, the batch of 512 that the runs train with."
         ] = functools.partial(_draw_noise, noise)
     return figures
 
@@ -217,7 +233,8 @@ def _draw_steps(arms: Arms) -> Any:
 def _draw_noise(noise: Mapping[str, Noise]) -> Any:
     scales = {name: [_parts(one["result"]).scale for one in taken] for name, taken in noise.items() if taken}
     spreads = {"noise scale": [Spread.of(values) for values in scales.values()]}
-    return _drawn(list(scales), spreads, {"batch of the runs": [512.0] * len(scales)}, ("weight decay", "pairs"))
+    figure = _drawn(list(scales), spreads, {"batch of the runs": [512.0] * len(scales)}, ("weight decay", "pairs"))
+    return figure.update_yaxes(dtick=1)
 
 
 def _drawn(
