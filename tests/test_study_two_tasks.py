@@ -133,7 +133,7 @@ def test_a_seed_kills_where_most_of_its_checkpoints_do(kept: int, expected: floa
 
 def test_the_steepest_change_along_a_run_is_told() -> None:
     cells = planted({"two-tasks": lambda c: lambda step: Plan(rank=39 if step < 35_000 else 14, stable=step != 30_000)})
-    assert "seed 0 from 39 to 14 (step 25,000 to 35,000)" in found(along_training.STUDY, cells).notes[1]
+    assert "seed 0 from 39 to 14 (step 25,000 to 35,000)" in found(along_training.STUDY, cells).notes[0]
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.lists(st.integers(0, 9), min_size=2, max_size=4))

@@ -83,7 +83,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         ],
         figures={overlap: lambda: _overlap_figure(cells), ks: lambda: _k_figure(cells)} if known else {},
         verdicts=[_separates(cells), _monotone(cells), _relative(cells)],
-        notes=[_inflation(cells), _jump(cells)] if known else (),
+        notes=[_jump(cells), _inflation(cells)] if known else (),
     )
 
 
@@ -251,14 +251,19 @@ def _by_seed(cells: Cells, of: Number) -> dict[str, list[float]]:
 
 
 def _jump(cells: Cells) -> str:
-    """The steepest fall of addition's Rank99 between neighbouring stable checkpoints of each seed."""
+    """How the overlap ends, and the steepest fall of addition's Rank99 between neighbouring stable checkpoints of each seed."""
     parts = []
     for cell in cells.done:
         known = [(at.step, rank) for at in cell.stable if (rank := rank99(at, "add"))]
         if len(known) > 1:
             (t0, before), (t1, after) = min(pairwise(known), key=lambda two: two[1][1] / two[0][1])
             parts.append(f"seed {cell.config.seed} from {before:g} to {after:g} (step {t0:,} to {t1:,})")
-    return f"Steepest change of addition's Rank99 between neighbouring stable checkpoints: {'; '.join(parts) or '-'}."
+    overlaps = [[value for at in cell.stable if (value := overlap_at(at, K)) is not None] for cell in cells.done]
+    first, last = (Spread.of(values[i] for values in overlaps if values).text(".2f", count=False) for i in (0, -1))
+    return (
+        f"The overlap at k = {K} is {first} at a seed's first stable checkpoint and {last} at its last. Steepest "
+        f"change of addition's Rank99 between neighbouring stable checkpoints: {'; '.join(parts) or '-'}."
+    )
 
 
 def _k(one: str, run: str = "edited") -> Number:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mi_ablate.studies.cells import Cells
-from mi_ablate.studies.groups import Band, band, spread
+from mi_ablate.studies.groups import Band, band, spread, told
 from mi_ablate.studies.orderings import lower, share_lower
 from mi_ablate.studies.overlaps import overlap_at, overlap_figure, reading, reference_at
 from mi_ablate.studies.selective import LAST, alone, curve_of, kills_selectively, mean_kill, over_seeds
@@ -55,7 +55,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
             _also_late(_orthogonal, both),
             _also_late(_kills, both),
         ],
-        notes=[_words(both)] if measured else (),
+        notes=[_in_short(both, single), _words(both)] if measured else (),
     )
 
 
@@ -93,8 +93,8 @@ def _also_late(claim: Callable[..., Verdict], *groups: Cells) -> Verdict:
     found, late = claim(*groups), claim(*map(last_only, groups))
     if found.verdict == "not run":
         return found
-    told = f"{found.ours}. At each seed's last stable checkpoint, where this would be {late.verdict}: {late.ours}"
-    return replace(found, ours=told, rule=f"{found.rule}. A seed's number is its mean over stable checkpoints")
+    ours = f"{found.ours}. At each seed's last stable checkpoint, where this would be {late.verdict}: {late.ours}"
+    return replace(found, ours=ours, rule=f"{found.rule}. A seed's number is its mean over stable checkpoints")
 
 
 def _concentrates(both: Cells, single: Cells) -> Verdict:
@@ -105,13 +105,13 @@ def _concentrates(both: Cells, single: Cells) -> Verdict:
         "different size where it is lower by less, not reproduced where it is lower in at most 10 % of the pairs; "
         "undecided between, or where the two ablations disagree"
     )
-    told, answers = [], []
+    parts, answers = [], []
     for ablation in ("zero", "mean"):
         one, two = (Spread.of(cell.mean_k("add", LAST, ablation) for cell in group.done) for group in (single, both))
         if one.n < 2 or two.n < 2:
             return Verdict("C4", "not run", "11 -> 2", "-", rule)
         share = share_lower(two, one)
-        told.append(f"{ablation}: {one.text()} alone, {two.text()} beside (lower in {share:.0%} of the pairs)")
+        parts.append(f"{ablation}: {one.text()} alone, {two.text()} beside (lower in {share:.0%} of the pairs)")
         answers.append((lower(two, one), two.median <= HALF * one.median))
     lowers = {answer for answer, _ in answers}
     if len(lowers) > 1 or None in lowers:
@@ -120,7 +120,7 @@ def _concentrates(both: Cells, single: Cells) -> Verdict:
         verdict = "not reproduced"
     else:
         verdict = "reproduced" if all(halved for _, halved in answers) else "different size"
-    return Verdict("C4", verdict, "11 -> 2", "; ".join(told), rule)
+    return Verdict("C4", verdict, "11 -> 2", "; ".join(parts), rule)
 
 
 def _orthogonal(both: Cells) -> Verdict:
@@ -159,7 +159,7 @@ def _kills(both: Cells) -> Verdict:
     known = {one: [answer for answer in found if answer is not None] for one, found in answers.items()}
     if min(map(len, known.values())) < 2:
         return Verdict("C6", "not run", log, "-", rule)
-    told, sizes, fewer = [], [], []
+    parts, sizes, fewer = [], [], []
     for one in OPERATIONS:
         ks = [mean_kill(cell, one) for cell in both.done]
         drawn = [mean_kill(cell, one, run="covariance") for cell in both.done]
@@ -167,19 +167,38 @@ def _kills(both: Cells) -> Verdict:
         fewer += [k is None or other is None or k < other for k, other in zip(ks, drawn)]
         said = over_seeds(both, lambda cell: kills_selectively(cell, one))  # noqa: B023 - used at once
         control = over_seeds(both, lambda cell: kills_selectively(cell, one, run="covariance"))  # noqa: B023
-        told.append(f"{WORDS[one]} in {said} seeds, k {_text(ks)}; covariance-drawn in {control}, k {_text(drawn)}")
+        parts.append(f"{WORDS[one]} in {said} seeds, k {_text(ks)}; covariance-drawn in {control}, k {_text(drawn)}")
     if not all(any(found) for found in known.values()):
         verdict = "not reproduced"
     elif not all(all(found) for found in known.values()):
         verdict = "undecided"
     else:
         verdict = "reproduced" if all(sizes) and all(fewer) else "different size"
-    return Verdict("C6", verdict, log, "; ".join(told), rule)
+    return Verdict("C6", verdict, log, "; ".join(parts), rule)
 
 
 def _text(ks: list[float | None]) -> str:
     found = Spread.of(ks)
     return found.text(count=False) if found.n else "none"
+
+
+def _in_short(both: Cells, single: Cells) -> str:
+    """The study in one sentence of numbers."""
+
+    def k(group: Cells) -> str:
+        return told(group, lambda at: at.k("add", LAST, "mean"))
+
+    def kills(group: Cells) -> str:
+        seeds = [over_seeds(group, lambda cell, one=one: kills_selectively(cell, one)) for one in OPERATIONS]  # type: ignore[misc]
+        return f"addition can be killed alone in {seeds[0]} seeds, multiplication in {seeds[1]}"
+
+    late = last_only(both)
+    return (
+        f"k@95% of addition (mean ablation, last residual) is {k(both)} beside multiplication and {k(single)} alone; "
+        f"the leading 10 directions of the two overlap by {told(both, reading(overlap_at, 10), '.2f')}, "
+        f"covariance-drawn ones by {told(both, reading(reference_at, 10, 'covariance-drawn'), '.2f')}; "
+        f"{kills(both)}. At each seed's last stable checkpoint k is {k(late)}, and {kills(late)}."
+    )
 
 
 def _words(both: Cells) -> str:
