@@ -158,7 +158,15 @@ class TestReading:
             elements, log = open_offline(path, tmp_path / f"profile-{width}", width)
             assert "Uncaught" not in log
             assert elements.count('class="main-svg"') >= 1
-        for text in ("Tiny cells", "A line.", "A note below.", "E0: verdicts", "E0: not run", "mi-ablate train tiny"):
+        for text in (
+            "Tiny cells",
+            "A line.",
+            "A note below.",
+            "E0: what came out",
+            "E0: Cells of the study",
+            "E0: not run",
+            "mi-ablate train tiny",
+        ):
             assert text in elements
         status, _, err = call("tiny", "--show", "--page", str(tmp_path / "tiny.txt"))
         assert status == 2

@@ -45,6 +45,7 @@ th, td { text-align: left; padding: 0.35rem 0.8rem; border-bottom: 1px solid var
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 .number { text-align: right; }
+td.text { white-space: normal; min-width: 16rem; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
   color: var(--soft); font-size: 0.88rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.3rem 1rem; margin: 0; }

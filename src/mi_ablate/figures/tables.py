@@ -5,16 +5,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LONG = 40
+"""Characters of text that need not stand on one line."""
+
 
 def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as an HTML table, numbers to three digits, everything escaped; nested rows get a column each."""
+    """Return rows as an HTML table, numbers to three digits, everything escaped; nested rows get a column each.
+
+    Columns of numbers are set to the right, and columns with long text may break their lines.
+    """
     flat = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     if not columns:
         return "<p>The table has no rows.</p>"
     numeric = {c for c in columns if all(_is_number(row.get(c)) or row.get(c) is None for row in flat)}
-    kind = {c: ' class="number"' if c in numeric else "" for c in columns}
-    head = "".join(f"<th{kind[c]}>{html.escape(c.replace('_', ' '))}</th>" for c in columns)
+    long = {c for c in columns if any(len(str(row.get(c, ""))) > LONG for row in flat)} - numeric
+    kind = {c: ' class="number"' if c in numeric else ' class="text"' if c in long else "" for c in columns}
+    head = "".join(f"<th{kind[c]}>{html.escape(re.sub('(?<=[a-z0-9])_', ' ', c))}</th>" for c in columns)
     lines = ("".join(f"<td{kind[c]}>{_cell(row.get(c))}</td>" for c in columns) for row in flat)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'

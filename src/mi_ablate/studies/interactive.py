@@ -10,6 +10,8 @@ from mi_ablate.studies.standing import Standing
 from mi_ablate.studies.study import Findings, Verdict
 from mi_ablate.studies.the_log import text_of
 
+TITLE = "The research log, study by study"
+
 
 def write_page(path: Path | str, standings: Sequence[Standing], found: Mapping[str, Findings], command: str) -> Path:
     """Write a page on these studies and return its path.
@@ -25,22 +27,22 @@ def write_page(path: Path | str, standings: Sequence[Standing], found: Mapping[s
 
     """
     sections = [section for one in standings for section in _sections(one, found[one.study.name])]
-    only = len(standings) == 1
-    title = f"{standings[0].study.log}. {standings[0].study.title}" if only else "The research log, study by study"
-    return report.page(path, title, sections, footer={"command": command})
+    return report.page(path, TITLE, sections, footer={"command": command})
 
 
 def _sections(standing: Standing, found: Findings) -> list[Section]:
     study = standing.study
-    content: list[Any] = []
+    pictures: list[Any] = []
     for caption, draw in found.figures.items():
-        content += [draw(), caption]
-    for table in found.tables:
-        content += [table.title + ".", table.rows or "Nothing is run yet.", *([table.note] if table.note else [])]
-    sections = [Section(f"{study.log}. {study.title}", f"{study.question}\n\n`mi-ablate study {study.name}`", content)]
-    told = [*(_told(verdict) for verdict in found.verdicts), *found.notes]
+        pictures += [draw(), caption]
+    text = f"{study.question}\n\n`mi-ablate study {study.name}`"
+    sections = [Section(f"{study.log}. {study.title}", text, pictures)]
+    told = [*found.notes, *map(_told, found.verdicts)]
     if told:
-        sections.append(Section(f"{study.log}: verdicts", "\n\n".join(told)))
+        sections.append(Section(f"{study.log}: what came out", "\n\n".join(told)))
+    for table in found.tables:
+        rows = table.rows or "Nothing is run yet."
+        sections.append(Section(f"{study.log}: {table.title}", content=[rows, *([table.note] if table.note else [])]))
     missing = standing.missing()
     if missing:
         sections.append(Section(f"{study.log}: not run", content=[missing]))

@@ -71,9 +71,9 @@ def section(study: Study, found: Findings) -> str:
     parts = [f"## {heading(study)}\n\n{study.question}\n\n`mi-ablate study {study.name}`\n"]
     for i, caption in enumerate(found.figures):
         parts.append(f"![{study.log}, figure {i + 1}](research_log/{picture(study, i)})\n\n*{caption}*\n")
-    parts += [_table(table) for table in found.tables]
     lines = [*found.notes, *(_verdict(one, rule=True) for one in found.verdicts)]
-    parts += ["\n".join(f"- {line}" for line in lines)] if lines else []
+    parts += ["\n".join(f"- {line}" for line in lines) + "\n"] if lines else []
+    parts += [_table(table) for table in found.tables]
     return "\n".join(parts) + "\n"
 
 
