@@ -4,7 +4,6 @@ The page is a function of the record files, so a test can make it again. It is w
 """
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def page(results: Path | str) -> str:
         READING,
         "## Verdicts\n\n" + markdown(_verdict_rows(found, given)),
         _told("What we find different", given, the_log.CLAIMS, ("different size", "not reproduced", "undecided")),
-        _told("Questions answered", given, {**the_log.QUESTIONS, **the_log.BEYOND}, _ANSWERED),
+        _told("Questions", given, {**the_log.QUESTIONS, **the_log.BEYOND}, _ANSWERED),
         *(section(STUDIES[name], one) for name, one in found.items()),
         _not_run(standings),
         _cost(results),
@@ -107,19 +106,27 @@ def _table(table: Table) -> str:
 
 
 def _in_short(found: Mapping[str, Findings], given: Mapping[str, Verdict], standings: Sequence[Standing]) -> str:
-    """Counts of verdicts, and the first sentence of every study that has something to say."""
+    """Which verdicts there are, and the first note of every study that decides something."""
     lines = []
     for kind, names in _KINDS.items():
-        counts = Counter(given[name].verdict if name in given else "not run" for name in names)
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-        lines.append(f"- Of {len(names)} {kind}: {told}.")
+        groups = {verdict: [name for name in names if _verdict_of(name, given) == verdict] for verdict in VERDICTS}
+        told = [
+            f"{len(of)} {verdict}" + (f" ({', '.join(of)})" if verdict != "not run" else "")
+            for verdict, of in groups.items()
+            if of
+        ]
+        lines.append(f"- Of {len(names)} {kind}: {'; '.join(told)}.")
     cells = {(cell.grid, cell.key): cell for one in standings for cell in one.cells}.values()
     done = [cell for cell in cells if cell.record is not None]
     lines.append(f"- {len(done)} of {len(cells)} declared training runs are recorded; what is not run is listed below.")
-    lines += [
-        f"- [{STUDIES[name].log}](#{_slug(STUDIES[name])}): {one.notes[0]}" for name, one in found.items() if one.notes
-    ]
+    decided = {name: one for name, one in found.items() if any(v.verdict != "not run" for v in one.verdicts)}
+    for name, one in decided.items():
+        lines += [f"- [{STUDIES[name].log}](#{_slug(STUDIES[name])}): {note}" for note in one.notes[:1]]
     return "## In short\n\n" + "\n".join(lines) + "\n"
+
+
+def _verdict_of(name: str, given: Mapping[str, Verdict]) -> str:
+    return given[name].verdict if name in given else "not run"
 
 
 def _verdict_rows(found: Mapping[str, Findings], given: Mapping[str, Verdict]) -> list[dict[str, str]]:

@@ -69,7 +69,7 @@ class Standing:
             seconds = sum(item.seconds or 0 for item in self.untaken)
             rows.append(
                 {"what": f"study {self.study.name}", "not run": f"{len(self.untaken)} of {self.items} measurements",
-                 "core-hours": f"{seconds / 3600:.1f}", "command": self._command()}
+                 "core-hours": _text(seconds / 3600), "command": self._command()}
             )  # fmt: skip
         return rows
 
@@ -85,7 +85,11 @@ class Standing:
 
 def hours(cells: Iterable[Cell]) -> str:
     """Return the estimate of these cells in core-hours, for people."""
-    return f"{sum(cell.estimate for cell in cells) / 60:.1f}"
+    return _text(sum(cell.estimate for cell in cells) / 60)
+
+
+def _text(hours: float) -> str:
+    return "under 0.1" if hours < 0.05 else f"{hours:.1f}"
 
 
 def _state(cells: Sequence[Cell]) -> str:
