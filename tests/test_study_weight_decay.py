@@ -132,6 +132,15 @@ class TestSweetSpot:
         assert "zero yes (1 [0, 2], 31 [30, 32], 11 [10, 12])" in ours
         assert "mean no (41 [40, 42]" in ours
 
+    def test_the_head_of_the_page_has_both(self) -> None:
+        k = by(SPOT), by(FALLING)
+        groups = groups_of(planted(lambda decay, seed, a: k[a != "zero"](decay, seed, a)))
+        assert claims.in_short(groups) == [
+            "Models trained at weight decay 0.1 survive the most directions set to zero (0.01: 1, 0.1: 31, 1: 11; median "
+            "k@95% at the last residual), and those at 0.01 the most set to their mean (0.01: 41, 0.1: 31, 1: 11)."
+        ]
+        assert claims.in_short(groups_of(planted(by(SPOT), seeds=1))) == []
+
     def test_under_the_others_only(self) -> None:
         k = by(FALLING), by(SPOT)
         assert verdicts(planted(lambda decay, seed, a: k[a != "zero"](decay, seed, a)))["C2"] == "not reproduced"

@@ -55,6 +55,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         ],
         figures={CAPTION: partial(picture, curves)} if curves else {},
         verdicts=[claims.resistance(groups), claims.rank(groups)],
+        notes=claims.in_short(groups),
     )
 
 
