@@ -48,8 +48,9 @@ At the last residual, in the order of the contrastive directions of the training
   of the answer's logit minus the largest other, over scored held-out pairs); lines in ln(participation ratio) and ln(Rank99) of
   the class means are reported too. For models whose weight decay is not known or 0 the line gives the mean of the grid.
 
-**Amended once, before any test run was measured** (the first cell of `{TEST}` had just begun to train; no record of it and
-no curve of a published model existed; the history of this file shows the first version): there the curve at every site had the
+**Amended once, before any test run was measured** (the first cell of `{TEST}` had just begun to train, and no record of it
+existed; a process that had begun to measure the published models was stopped before it recorded or printed anything; the
+history of this file shows the first version): there the curve at every site had the
 shape of the last residual's curve. On the known runs, left out one at a time, that missed the gap allowed below under
 mean-ablation (0.14 against 0.1); with the mean curve's shape it is 0.07. Constants, conditions and the predictor at the last
 residual are the same.
