@@ -106,6 +106,7 @@ class TestSearches:
 
 
 class TestAttacked:
+    @pytest.mark.compat
     @pytest.mark.parametrize("ablation", ABLATIONS)
     def test_scores_are_those_of_the_package_s_own_removal(self, ablation: str) -> None:
         one = subject().operations["mul"]
