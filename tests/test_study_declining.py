@@ -110,7 +110,7 @@ def test_one_direction_decides_nothing_and_several_refute_it():
 def test_the_table_of_curves_says_what_was_planted():
     found = declining.find(NONE, own({PLAIN: [declined(1, 4), declined(3, None)], SPREAD: [declined(2, 2)] * 2}))
     row = found.tables[0].rows[0]
-    assert (row["training"], row["removed at"], row["ablation"], row["seeds"]) == (PLAIN, "every writer", "zero", 2)
+    assert (row["training"], row["removed"], row["seeds"]) == (PLAIN, "every writer, zero", 2)
     assert row["k_kill"] == "2 [1, 3]"
     assert row["drawn"] == "6+ [4, 8+]"
     assert row["drawn within"] == "8+"

@@ -45,7 +45,7 @@ def declines(by: Results) -> Table:
             for ablation in ABLATIONS:
                 here = place, ablation
                 rows.append({
-                    "training": method, "seeds": len(mine), "removed at": place, "ablation": ablation,
+                    "training": method, "seeds": len(mine), "removed": f"{place}, {ablation}",
                     "k_kill": _told(killed(one, *here) for one in mine),
                     **{name: _told(killed(one, *here, run) for one in mine)
                        for name, run in (("drawn", DRAWN), ("drawn within", "within"), ("top PCA", "pca"))},
