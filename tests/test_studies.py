@@ -268,6 +268,7 @@ class TestOwnMeasurements:
 
 @pytest.mark.usefixtures("tiny")
 class TestRunning:
+    @pytest.mark.compat
     def test_cells_then_measurements_and_nothing_twice(self, tmp_path: Path) -> None:
         taken: list[str] = []
 
