@@ -29,6 +29,9 @@ class Plan:
     null: float = 0.4
     rank: int = 20
     stable: bool = True
+    loss: float = 0.01
+    dip: float = 1.0
+    """The held-out accuracy 100 steps before."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def _record(config: TrainConfig, course: Course) -> dict[str, Any]:
     ]
     scores = {"train": 1.0, "held_out": 0.99}
     per = {name: {"grok_step": 500, "accuracy": scores} for name in names}
-    training = {"steps": config.steps, "grok_step": 500, "accuracy": scores, "per_operation": per}
+    dips = [[step - 100, 0.1, 1.0, 0.2, course(step).dip] for step in config.keep_steps]
+    training = {"steps": config.steps, "grok_step": 500, "accuracy": scores, "per_operation": per, "history": dips}
     return {"metrics": {"training": training, "checkpoints": entries}}
 
 
@@ -95,6 +99,7 @@ def _measures(names: tuple[str, ...], plan: Plan) -> dict[str, Any]:
             for one, rest in others.items()
         },
         "class_means": {name: {"all": means} for name in names},
+        "accuracy": {name: {"held_out": {"loss": plan.loss}} for name in names},
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from mi_ablate.studies import the_log
 from mi_ablate.studies.cells import Cells, chosen
 from mi_ablate.studies.groups import counted, hours, spread, told
+from mi_ablate.studies.last_checkpoint import also_late
 from mi_ablate.studies.overlaps import overlap_at, reading, reference_at, relative_at
 from mi_ablate.studies.selective import (
     FILLED,
@@ -62,7 +63,10 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
                 "model has all three; one shape with three in most of its seeds would refute it.",
             ),
         ],
-        verdicts=[_forces(shapes), _wider(shapes, lone)],
+        verdicts=[
+            also_late(lambda some: _forces(by_shape(some)), cells),
+            also_late(lambda some: _wider(by_shape(some), k_alone(some)), cells),
+        ],
     )
 
 
@@ -163,9 +167,10 @@ def _corners(shape: Shape, group: Cells, lone: float | None) -> dict[str, Any]:
 def _forces(shapes: Mapping[Shape, Cells]) -> Verdict:
     """C7: is one operation still killed alone where there is less capacity?"""
     rule = (
-        "a shape counts where at least two seeds have a stable step, and does not share where for each operation "
-        "more than half of these seeds have a selective kill, and the overlap at k = 10 as a multiple of the "
-        "covariance-drawn one is in the median no higher than the baseline's highest seed. Reproduced where neither "
+        "a shape counts where at least two seeds have a stable step, and does not share where each operation that "
+        "has a selective kill in more than half of the baseline's seeds has one in more than half of these, and the "
+        "overlap at k = 10 as a multiple of the covariance-drawn one is in the median no higher than the baseline's "
+        "highest seed. Reproduced where neither "
         "one layer of width 128 nor any narrower width shares (at least one narrower width run), different size "
         "where the one layer does not and a narrower width does, not reproduced where the one layer does; not run "
         "without the baseline, the one layer and a narrower width"
@@ -188,16 +193,21 @@ def _forces(shapes: Mapping[Shape, Cells]) -> Verdict:
 
 
 def _shares(group: Cells, baseline: Cells | None) -> bool | None:
-    """Whether a shape's operations cannot be killed apart, or overlap more than the baseline's; None: too few seeds."""
+    """Whether an operation that the baseline has a kill for has none, or the two overlap more; None: too few seeds."""
     if baseline is None:
         return None
+    mine, other = spread(group, reading(relative_at, 10)), spread(baseline, reading(relative_at, 10))
+    here, there = _killed(group), _killed(baseline)
+    if here is None or there is None or min(mine.n, other.n) < 2:
+        return None
+    return any(was and not still for was, still in zip(there, here)) or mine.median > other.high
+
+
+def _killed(group: Cells) -> list[bool] | None:
+    """Which operations have a selective kill in more than half of the seeds; None: fewer than two seeds."""
     kills = [[kills_selectively(cell, one) for one in _operations(group)] for cell in group.done]
     known = [found for found in kills if None not in found]
-    mine, other = spread(group, reading(relative_at, 10)), spread(baseline, reading(relative_at, 10))
-    if min(len(known), mine.n, other.n) < 2:
-        return None
-    apart = all(2 * sum(bool(found[i]) for found in known) > len(known) for i in range(len(_operations(group))))
-    return not apart or mine.median > other.high
+    return [2 * sum(map(bool, found)) > len(known) for found in zip(*known)] if len(known) > 1 else None
 
 
 def _wider(shapes: Mapping[Shape, Cells], lone: float | None) -> Verdict:

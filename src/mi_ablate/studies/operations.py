@@ -11,13 +11,15 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from mi_ablate.studies.cells import Cells
+from mi_ablate.studies.course import WORDS
 from mi_ablate.studies.groups import counted, hours, told
+from mi_ablate.studies.last_checkpoint import also_late
 from mi_ablate.studies.orderings import lower
 from mi_ablate.studies.overlaps import overlap_at, reading, reference_at
 from mi_ablate.studies.selective import LAST, alone, kills_selectively, over_seeds, rank99
 from mi_ablate.studies.spread import Spread
 from mi_ablate.studies.study import Findings, Study, Table, Verdict
-from mi_ablate.studies.two_tasks_tables import ABLATIONS, AFTER, EVERY, WORDS, matched
+from mi_ablate.studies.two_tasks_tables import ABLATIONS, AFTER, EVERY, matched
 
 RUNS = {"edited": "", "covariance": ", covariance-drawn", "pca": ", top PCA"}
 QUESTION = (
@@ -39,7 +41,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
             Table(
                 "k@95% of addition at every site, and at the last residual at one time after grokking",
                 [_matched(count, group) for count, group in groups.items()],
-                f"The stable checkpoint nearest to {AFTER:,} steps after the model grokked.",
+                f"Then: the stable checkpoint nearest to {AFTER:,} steps after the model grokked (mean of its operations).",
             ),
             Table(
                 "Rank99 and selective kills",
@@ -48,7 +50,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
             ),
             Table("Overlap of each pair, leading 10 directions", [_pair(*pair) for pair in pairs]),
         ],
-        verdicts=[_falls(groups)],
+        verdicts=[also_late(lambda some: _falls(by_count(some)), cells)],
     )
 
 
@@ -102,8 +104,8 @@ def _pair(count: int, group: Cells, one: str, other: str) -> dict[str, Any]:
 def _falls(groups: Mapping[int, Cells]) -> Verdict:
     """Q8: does addition's k fall from one operation to two to three?"""
     rule = (
-        "k@95% of addition at the last residual, zero and mean ablation, at least two seeds for each of one, two "
-        "and three operations: yes where under both ablations it is lower at each further operation in at least 90 "
+        "k@95% of addition at the last residual, one -> two -> three operations, zero and mean ablation, at least two "
+        "seeds for each: yes where under both ablations it is lower at each further operation in at least 90 "
         "% of the pairs of seeds, no where under both it is lower at three than at one in at most 10 % of the "
         "pairs; undecided between, or where three are not run; not run where one and two are not"
     )
@@ -115,8 +117,8 @@ def _falls(groups: Mapping[int, Cells]) -> Verdict:
         }
         known = {count: ks for count, ks in found.items() if ks.n > 1}
         if not {1, 2} <= set(known):
-            return Verdict("Q8", "not run", "11 alone, 2 of two", "-", rule)
-        told_of.append(f"{ablation}: " + ", ".join(f"{ks.text()} of {count}" for count, ks in found.items() if ks.n))
+            return Verdict("Q8", "not run", "11 alone -> 2 of two", "-", rule)
+        told_of.append(f"{ablation} " + " -> ".join(ks.text(".2g", False) for ks in found.values() if ks.n))
         steps += [lower(b, a) for a, b in pairwise(known.values())]
         ends.append(lower(known[max(known)], known[1]))
     three = 3 in groups and sum(bool(cell.stable) for cell in groups[3].done) > 1
@@ -125,7 +127,7 @@ def _falls(groups: Mapping[int, Cells]) -> Verdict:
         verdict = "yes"
     elif three and all(end is False for end in ends):
         verdict = "no"
-    return Verdict("Q8", verdict, "11 alone, 2 of two", "; ".join(told_of), rule)
+    return Verdict("Q8", verdict, "11 alone -> 2 of two", ", ".join(told_of), rule)
 
 
 STUDY = Study(

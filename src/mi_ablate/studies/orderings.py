@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from mi_ablate.studies.cells import Cell, Checkpoint
 from mi_ablate.studies.spread import Spread, Value
 
+Number = Callable[[Checkpoint], Value | float | int | None]
 LEAST_PAIRS, MOST_PAIRS, LEAST = 0.1, 0.9, 3
 """Shares of the pairs between which seeds disagree; stable checkpoints that a run must have for a trend."""
 
@@ -29,15 +30,21 @@ def lower(below: Spread, above: Spread) -> bool | None:
     return None if share is None or LEAST_PAIRS < share < MOST_PAIRS else share >= MOST_PAIRS
 
 
-def trend(cell: Cell, of: Callable[[Checkpoint], Value | float | int | None]) -> float | None:
-    """Return Spearman's correlation of a number with the step, over a run's stable checkpoints.
+def trend(cell: Cell, of: Number) -> float | None:
+    """Return Spearman's correlation of a number with the step, over a run's stable checkpoints; see `correlation`."""
+    return correlation(cell, lambda at: at.step, of)
 
-    None for fewer than `LEAST` that have the number, and where it is the same at all of them.
+
+def correlation(cell: Cell, one: Number, other: Number) -> float | None:
+    """Return Spearman's correlation of two numbers over a run's stable checkpoints.
+
+    None for fewer than `LEAST` that have both, and where one is the same at all of them.
     """
     from scipy.stats import spearmanr
 
-    found = [(at.step, Value.of(value).number) for at in cell.stable if (value := of(at)) is not None]
-    if len(found) < LEAST or len({value for _, value in found}) == 1:
+    both = ((a, b) for at in cell.stable if (a := one(at)) is not None and (b := other(at)) is not None)
+    found = [(Value.of(a).number, Value.of(b).number) for a, b in both]
+    if len(found) < LEAST or any(len(set(values)) == 1 for values in zip(*found)):
         return None
     rho = float(spearmanr(*zip(*found)).statistic)
     return rho if math.isfinite(rho) else None

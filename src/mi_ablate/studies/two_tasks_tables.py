@@ -1,28 +1,30 @@
 """The tables of the two-task study: grokking, k beside its controls, dimensions, collateral, kills and overlap."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from mi_ablate.studies import the_log
-from mi_ablate.studies.cells import Cell, Cells, Checkpoint, chosen
-from mi_ablate.studies.groups import counted, told
+from mi_ablate.studies.cells import Cell, Cells, Checkpoint
+from mi_ablate.studies.course import OPERATIONS, WORDS, dimensions, number
+from mi_ablate.studies.groups import counted, spread, told
+from mi_ablate.studies.last_checkpoint import last_only
+from mi_ablate.studies.orderings import share_lower
 from mi_ablate.studies.overlaps import KS, overlap_row
 from mi_ablate.studies.selective import (
     CHANCE,
     KILLED,
     LAST,
+    MEAN,
     curve_of,
     kills_selectively,
     mean_kill,
     mean_least,
     over_seeds,
+    selective_kill,
 )
 from mi_ablate.studies.spread import Spread, Value
 from mi_ablate.studies.study import Table
 
-OPERATIONS = ("add", "mul")
-WORDS = {"add": "addition", "mul": "multiplication", "sub": "subtraction"}
 EVERY = "every_site.live"
 ABLATIONS = ("zero", "mean", "resample")
 RUNS = {"edited": "contrastive", "covariance": "covariance-drawn", "pca": "top PCA"}
@@ -44,8 +46,9 @@ def tables(both: Cells, single: Cells) -> list[Table]:
         Table(
             "Addition alone and beside multiplication: k@95%",
             [_alone(both, single, place, ablation) for place in (LAST, EVERY) for ablation in ABLATIONS],
-            f"All stable checkpoints, and the one whose step is nearest to {AFTER:,} after the model grokked (both "
-            "operations): runs of one operation end about then, and k may go on changing.",
+            f"All stable checkpoints, and the one whose step is nearest to {AFTER:,} after the model grokked (mean of its "
+            "operations): runs of one operation end about then, and k may go on changing. Lower: the share of the pairs of "
+            "seeds, one alone and one beside, in which k is lower beside.",
         ),
         Table("Dimensions of the class means at the last residual", [_dimensions(both, single, one) for one in OPERATIONS]),
         Table(
@@ -60,9 +63,9 @@ def tables(both: Cells, single: Cells) -> list[Table]:
         ),
         Table(
             "The same at each seed's last stable checkpoint",
-            [_late(last_only(both), one) for one in OPERATIONS] if both.done else [],
-            "Mean ablation at the last residual but for the first k. The log measured its run once, at its end "
-            "(75,000 steps).",
+            [_late(cell, one) for cell in last_only(both).done for one in OPERATIONS],
+            "Mean ablation at the last residual but for the first k; k of a kill beside that of both controls; a row a "
+            "seed, since runs differ in kind there (see E8). The log measured its run once, at its end (75,000 steps).",
         ),
         Table(
             "Overlap of the two operations' leading directions",
@@ -70,16 +73,6 @@ def tables(both: Cells, single: Cells) -> list[Table]:
             "The overlap of the log is not defined; its isotropic values are those of the mean squared cosine.",
         ),
     ]  # fmt: skip
-
-
-def last_only(cells: Cells) -> Cells:
-    """Return the cells that have a stable checkpoint, with the last of them alone."""
-
-    def shortened(cell: Cell) -> Cell:
-        record = dict(cell.record or {})
-        return replace(cell, record=record | {"metrics": record["metrics"] | {"checkpoints": [cell.last.entry]}})
-
-    return chosen(shortened(cell) for cell in cells.done if cell.stable)
 
 
 def matched(cell: Cell, after: int = AFTER) -> Checkpoint | None:
@@ -97,7 +90,7 @@ def _grokking(both: Cells) -> list[dict[str, Any]]:
             "": name,
             "seeds with a stable step": counted(group),
             **{f"grok step, {WORDS[one]}": found.text(",.0f", count=False) for one, found in each.items()},
-            "both": Spread.of(group.values(lambda c: _grok(c, None))).text(",.0f", count=False),
+            "both": Spread.of(group.values(_grok_of_both)).text(",.0f", count=False),
             "held out": Spread.of(group.values(lambda c: c.held_out)).text(".3f", count=False),
             "stable checkpoints": ", ".join(str(len(cell.stable)) for cell in group.done) or "-",
         }
@@ -112,10 +105,15 @@ def _grokking(both: Cells) -> list[dict[str, Any]]:
     return [ours, {column: log.get(column, "-") for column in ours}]
 
 
-def _grok(cell: Cell, operation: str | None) -> Value:
+def _grok(cell: Cell, operation: str) -> Value:
     """A grok step, or the steps of a run that never grokked, as a lower bound."""
-    step = cell.grok_step if operation is None else cell.training["per_operation"][operation]["grok_step"]
+    step = cell.training["per_operation"][operation]["grok_step"]
     return Value(float(cell.training["steps"]), censored=True) if step is None else Value(float(step))
+
+
+def _grok_of_both(cell: Cell) -> Value:
+    """The later grok step of the two (the run's own is of their mean accuracy, and may come before it)."""
+    return max((_grok(cell, one) for one in OPERATIONS), key=lambda step: (step.number, step.censored))
 
 
 def _k(
@@ -143,17 +141,23 @@ def _removal(both: Cells, one: str, place: str, ablation: str) -> dict[str, Any]
 def _alone(both: Cells, single: Cells, place: str, ablation: str) -> dict[str, Any]:
     of = _k("add", place, ablation)
 
-    def then(group: Cells) -> str:
-        found = Spread.of(group.values(lambda cell: None if (at := matched(cell)) is None else of(at)))
-        return found.text(count=False) if found.n else "-"
+    def then(group: Cells) -> Spread:
+        return Spread.of(group.values(lambda cell: None if (at := matched(cell)) is None else of(at)))
 
+    def lower(one: Spread, two: Spread) -> str:
+        share = share_lower(two, one)
+        return "-" if share is None else f"{share:.0%}"
+
+    one, two = then(single), then(both)
     return {
         "place": "last residual" if place == LAST else "every site",
         "ablation": ablation,
         "alone": told(single, of),
         "beside": told(both, of),
-        f"alone, {AFTER:,} after": then(single),
-        f"beside, {AFTER:,} after": then(both),
+        "lower": lower(spread(single, of), spread(both, of)),
+        f"alone, {AFTER:,} after": one.text(count=False) if one.n else "-",
+        f"beside, {AFTER:,} after": two.text(count=False) if two.n else "-",
+        "lower then": lower(one, two),
         "log": "11 -> 2" if place == LAST and ablation == "zero" else "-",
     }
 
@@ -174,11 +178,7 @@ def _collateral(both: Cells, one: str, ablation: str) -> dict[str, Any]:
     other = OPERATIONS[1 - OPERATIONS.index(one)]
 
     def left(scored: str, run: str) -> str:
-        def at_ten(at: Checkpoint) -> float | None:
-            curve = curve_of(at, one, scored, ablation, run)
-            return curve[10] if curve is not None and len(curve) > 10 else None
-
-        return told(both, at_ten, ".3f")
+        return told(both, lambda at: _left(at, one, scored, ablation, run), ".3f")
 
     ours = {f"{name}: {word}": left(scored, run)
             for run, name in RUNS.items() for scored, word in ((one, "itself"), (other, "the other"))}  # fmt: skip
@@ -206,27 +206,27 @@ def _kill(both: Cells, one: str, ablation: str, run: str) -> dict[str, Any]:
     }
 
 
-def _late(last: Cells, one: str) -> dict[str, Any]:
+def _left(at: Checkpoint, removed: str, scored: str, ablation: str = MEAN, run: str = "edited") -> float | None:
+    """Accuracy of an operation after ten directions of one are removed."""
+    curve = curve_of(at, removed, scored, ablation, run)
+    return curve[10] if curve is not None and len(curve) > 10 else None
+
+
+def _late(cell: Cell, one: str) -> dict[str, Any]:
+    log, at = the_log.E4[one], cell.last
     other = OPERATIONS[1 - OPERATIONS.index(one)]
-
-    def beside(at: Checkpoint) -> float | None:
-        curve = curve_of(at, one, other)
-        return curve[10] if curve is not None and len(curve) > 10 else None
-
-    ks = Spread.of(mean_kill(cell, one) for cell in last.done)
-    drawn = Spread.of(mean_kill(cell, one, run="covariance") for cell in last.done)
-    log = the_log.E4[one]
+    kills = {run: selective_kill(at, one, run=run) for run in RUNS}
+    ks = {run: None if kill is None else kill.k for run, kill in kills.items()}
     return {
         "operation": WORDS[one],
-        "step": Spread.of(float(cell.last.step) for cell in last.done).text(",.0f", count=False),
-        "k@95%, zero": told(last, _k(one, LAST, "zero")),
-        "k@95%": told(last, _k(one, LAST, "mean")),
-        "covariance-drawn": told(last, _k(one, LAST, "mean", "covariance")),
-        "95 %-variance": told(last, lambda at: at.get("class_means", one, "all.dims95")),
-        "other after 10": told(last, beside, ".3f"),
-        "kill: seeds, k": f"{over_seeds(last, lambda c: kills_selectively(c, one))}, {ks.text(count=False) if ks.n else '-'}",
-        "covariance-drawn kill": f"{over_seeds(last, lambda c: kills_selectively(c, one, run='covariance'))}, "
-        f"{drawn.text(count=False) if drawn.n else '-'}",
+        "seed, step": f"{cell.config.seed}, {at.step:,}",
+        "k@95%, zero": number(at.k(one, LAST, "zero")),
+        "k@95%": number(at.k(one, LAST, MEAN)),
+        "covariance-drawn": number(at.k(one, LAST, MEAN, run="covariance")),
+        "95 %-variance": number(dimensions(at, one)),
+        "other after 10": number(_left(at, one, other), ".3f"),
+        "k of a kill": number(ks["edited"]),
+        "covariance-drawn, top PCA": f"{number(ks['covariance'])}, {number(ks['pca'])}",
         "log: k, dims, other": f"{log['k@95%']}, {the_log.E6_TO_E8['baseline'][f'dims {one}']}, {log['collateral at 10']}",
     }
 
