@@ -197,6 +197,15 @@ class TestRunning:
         one = RecordFile(tmp_path / "results" / "own" / "tiny.jsonl").lines()[0]
         assert one["command"].startswith("mi-ablate study tiny --workers 1")
 
+    def test_no_train_measures_what_is_recorded_and_trains_nothing(self, call: Any, tmp_path: Path) -> None:
+        record(tmp_path, 0, 1)
+        status, out, err = call("tiny", "--no-train")
+        assert status == 0
+        assert err.startswith("tiny: its own measurements; 2 of its cells stay untrained.")
+        assert (err.count("recorded "), err.count("CPU seconds")) == (0, 2)
+        assert "- 2 cells, 2 measurements." in out
+        assert not (tmp_path / "runs").exists()
+
     def test_an_interrupt_is_no_error_of_ours(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupt(*arguments: Any, **options: Any) -> None:
             raise KeyboardInterrupt

@@ -22,6 +22,9 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what is left with an estimate, and train nothing.")
     ] = False,
+    train: Annotated[
+        bool, typer.Option(help="Train cells that are missing, before measuring; --no-train only measures.")
+    ] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Small models, to check the machinery: minutes.")] = False,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with figures.")] = None,
     as_json: AsJson = False,
@@ -50,7 +53,7 @@ def study(
         return _say_left(chosen, quick, results, runs, device, workers)
     ended = 0
     if name is not None and not show:
-        ended = _run(chosen[0], quick=quick, results=results, runs=runs, device=device, **options)
+        ended = _run(chosen[0], train=train, quick=quick, results=results, runs=runs, device=device, **options)
     elif options:
         raise ValueError(
             f"--{next(iter(options))} is for a run; this one only reads records. Name a study, without --show."
@@ -90,6 +93,8 @@ def _announced(study: "Study", options: dict[str, Any]) -> str:
     places = {key: options[key] for key in ("results", "runs", "device")}
     plans = [sweep.plan(grid, **places) for grid in study.declared(options["quick"])]
     todo = [planned for plan in plans for planned in plan.todo if planned.steps_left]
+    if not options["train"]:
+        return f"{study.name}: its own measurements; {len(todo)} of its cells stay untrained."
     left = sum(minutes(p.task.cell) * p.steps_left / p.task.cell.steps for p in todo) / 60
     at_once = options.get("workers") or cores()
     return (

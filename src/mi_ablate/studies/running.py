@@ -17,6 +17,7 @@ def run_study(
     results: Path | str = RESULTS,
     runs: Path | str = RUNS,
     quick: bool = False,
+    train: bool = True,
     device: str = "cpu",
     budget: int | float | None = None,
     command: str = "mi_ablate.studies.run_study",
@@ -30,6 +31,7 @@ def run_study(
         results: the folder of the records.
         runs: the folder where cells train.
         quick: small models that grok in about a minute, to check the machinery and not the claims.
+        train: False trains no cell, and only takes the study's own measurements of those that are recorded.
         device: "cpu" or "cuda".
         budget: minutes in all; what is left is done by the same call made again.
         command: for the records.
@@ -44,7 +46,7 @@ def run_study(
 
     """
     total, deadline = Outcome(), None if budget is None else time.monotonic() + 60 * budget
-    for grid in study.declared(quick):
+    for grid in study.declared(quick) if train else ():
         minutes = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
         todo = plan(grid, results=results, runs=runs, device=device, command=command)
         done = run_grid(todo, budget=minutes, report=report, **engine)
