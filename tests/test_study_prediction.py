@@ -156,7 +156,8 @@ class TestRegistration:
         grown = Cells((*cells, more[0]))
         found = find(grown, own | more[1])
         assert found.tables[1].rows[0]["set"] == f"{KNOWN} ({len(FITTED)})"
-        assert "exactly in so many of 9 runs: 9 under zero, 9 under mean" in found.notes[0]
+        assert f"On the {len(FITTED)} known runs (mod 97), which it was chosen on" in found.notes[0]
+        assert "exactly in so many of 9 runs: 9 under zero, 9 under mean" in found.notes[1]
 
     def test_the_page_is_that_of_the_records(self):
         cells, own = Cells.load(STUDY.declared(), RECORDS), load_own(STUDY, RECORDS)
