@@ -75,10 +75,11 @@ def selective_kill(
     """
     own = curve_of(at, operation, operation, ablation, run)
     others = [curve_of(at, operation, other, ablation, run) for other in at.get("collateral", operation) or {}]
-    if own is None or not others or any(curve is None or curve[0] < LEARNT for curve in [own, *others]):
+    known = [curve for curve in others if curve is not None]
+    if own is None or not known or len(known) < len(others) or min(curve[0] for curve in [own, *known]) < LEARNT:
         return None
-    kept = [all(curve[k] >= KEPT * curve[0] for curve in others if curve) for k in range(len(own))]
-    survivors = [(own[k], k) for k in range(len(own)) if kept[k]]
+    beside = zip(*([accuracy >= KEPT * curve[0] for accuracy in curve] for curve in known), strict=True)
+    survivors = [(accuracy, k) for k, (accuracy, kept) in enumerate(zip(own, beside, strict=True)) if all(kept)]
     least, where = min(survivors)
     return Kill(next((k for accuracy, k in survivors if accuracy < killed), None), least, where)
 

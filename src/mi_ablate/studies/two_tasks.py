@@ -139,8 +139,8 @@ def _kills(both: Cells) -> Verdict:
         "a kill: some k (mean ablation, last residual) leaves an operation under 50 % and the other at 99 % of its "
         "clean accuracy, at more than half of a seed's stable checkpoints. Reproduced where every seed has one for "
         "each operation, the medians of the smallest k lie within a factor 2 of 9 to 14, and covariance-drawn "
-        "directions of the same activations need more in every seed, or never kill; different size where every seed "
-        "has them and one of the other two fails; not reproduced where an operation has one in no seed; undecided "
+        "directions of the same activations (the control) need more in every seed, or never kill; different size where "
+        "every seed has them and one of the other two fails; not reproduced where an operation has one in no seed; undecided "
         "otherwise"
     )
     log = "k = 9 to 14, the other > 99 %"
