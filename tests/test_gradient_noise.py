@@ -17,6 +17,7 @@ from mi_ablate.toys.forward import trained_names
 from mi_ablate.toys.gradient_noise import (
     GradientNoise,
     estimated_noise,
+    float32_error,
     gradient_noise,
     squared_length,
     toy_noise,
@@ -171,3 +172,9 @@ def test_float32_loses_the_gradient_of_a_confident_model() -> None:
     lengths = [squared_length(one.loss, one.params, everything) for one in (full, single)]
     assert 0 < lengths[0] < 1e-12
     assert lengths[1] < 0.5 * lengths[0]
+    error = float32_error(SETTINGS, sure)
+    assert error is not None
+    assert (1 - (lengths[1] / lengths[0]) ** 0.5) ** 2 <= error  # the triangle inequality
+    assert float32_error(SETTINGS, state) == pytest.approx(0, abs=1e-6)
+    still = {name: torch.zeros_like(p) for name, p in params.items()}
+    assert float32_error(replace(SETTINGS, config=replace(SETTINGS.config, biases="none")), still) is None

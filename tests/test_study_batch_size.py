@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_ablate.studies import batch_size
-from mi_ablate.studies.batch_arms import DECAY, PLAIN, RATE, Arms, batch_of, exponent, pairs
+from mi_ablate.studies.batch_arms import DECAY, PLAIN, RATE, Arms, arm_of, batch_of, exponent, pairs
 from mi_ablate.studies.cells import Cell, Cells
 from mi_ablate.studies.cost import cost_rows
 from mi_ablate.studies.spread import Value
@@ -35,7 +35,7 @@ def planted(groks: GrokAt, seeds: int = 3, quick: bool = False) -> Cells:
     usual, found = Arms.of(declared).usual, []
     for cell in declared:
         config = cell.config
-        arm = batch_size.PLAIN if cell.grid == "weight-decay" else batch_arm(config, usual)
+        arm = batch_size.PLAIN if cell.grid == "weight-decay" else arm_of(config, usual)
         mine = cell.grid == "batch-size" or config.weight_decay == 1.0
         step = groks(arm, batch_of(config), config.seed) if mine and config.seed < seeds else 0
         found.append(cell if step == 0 else Cell(config, cell.grid, made(config, step), cell.results))
@@ -45,12 +45,6 @@ def planted(groks: GrokAt, seeds: int = 3, quick: bool = False) -> Cells:
 @functools.cache
 def not_run(quick: bool) -> Cells:
     return Cells.load(STUDY.declared(quick), "nowhere")
-
-
-def batch_arm(config: TrainConfig, usual: TrainConfig) -> str:
-    if config.learning_rate != usual.learning_rate:
-        return RATE
-    return PLAIN if config.weight_decay == usual.weight_decay else DECAY
 
 
 def made(config: TrainConfig, grok: int | None) -> dict[str, Any]:
@@ -183,7 +177,7 @@ class TestNoise:
     def result(self, decay: float, seed: int, stable: bool = True, trace: float | None = 512.0) -> dict[str, Any]:
         parts = {"squared_length": 2.0 if decay == 1.0 else 0.0, "trace": trace}
         about = {"weight_decay": decay, "seed": seed, "stable": stable}
-        return {"about": about, "result": {**parts, "loss": 0.1, "float32": 1.0, "estimated": parts}}
+        return {"about": about, "result": {**parts, "loss": 0.1, "float32_error": 0.5, "estimated": parts}}
 
     def with_weights(self) -> Cells:
         cells = planted(lambda arm, batch, seed: 2000 if batch == 512 else 0)
@@ -216,12 +210,12 @@ class TestNoise:
         rows = batch_size.find(cells, own).tables[-1].rows
         by = {row["weight decay"]: row for row in rows}
         assert by["1"]["runs"] == "1 (stable step)"
-        assert (by["1"]["B"], by["1"]["noise at 512"], by["1"]["signal in float32"]) == ("512", "50%", "50%")
+        assert (by["1"]["B"], by["1"]["noise at 512"], by["1"]["error in float32"]) == ("512", "50%", "50%")
         assert by["0.1"]["runs"].endswith("(last step)")
         assert by["0.1"]["B"] == "inf"
         assert by["0.01"]["B"] == "not run"
         (note,) = batch_size.find(cells, own).notes
-        assert note.endswith("it sees 50% at weight decay 1.")
+        assert note.endswith("is 50% at weight decay 0.1, 50% at weight decay 1 of its squared length.")
         captions = list(batch_size.find(cells, own).figures)
         assert len(captions) == 1
         assert captions[0].startswith("Gradient noise scale at the last kept weights")
@@ -236,7 +230,7 @@ class TestNoise:
         monkeypatch.setattr(Cell, "subject", lambda self, step: subject)
         result = batch_size.measured(Cell(config, "batch-size", None, Path()), 100)
         assert result["examples"] == 12
-        assert result["float32"] == pytest.approx(result["squared_length"], rel=1e-3)
+        assert result["float32_error"] == pytest.approx(0, abs=1e-3)
         assert result["estimated"]["trace"] == pytest.approx(result["trace"], rel=0.5)
         assert 1.0 < result["loss"] < 3.0
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mi_ablate.studies.cells import Cell, Cells, chosen
+from mi_ablate.studies.groups import grok_step
 from mi_ablate.studies.spread import Value
 from mi_ablate.toys.recipes import TrainConfig
 
@@ -36,12 +37,6 @@ def arm_of(config: TrainConfig, usual: TrainConfig) -> str:
     if config.learning_rate != usual.learning_rate:
         return RATE
     return PLAIN if config.weight_decay == usual.weight_decay else DECAY
-
-
-def grok_step(cell: Cell) -> Value:
-    """Return the grok step; of a run that never got there, its steps as a lower bound."""
-    step = cell.grok_step
-    return Value(float(cell.training["steps"] if step is None else step), censored=step is None)
 
 
 def grok_samples(cell: Cell) -> Value:

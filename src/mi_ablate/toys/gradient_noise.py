@@ -16,7 +16,7 @@ Both are unbiased; their quotient is not.
 
 Misleads where: AdamW divides by the gradient's own size per weight and decays the weights, and B_simple knows neither. Near a
 minimum |G| goes to zero and B_simple grows without the noise having grown, so look at both parts. In float32 the softmax of a
-grokked toy rounds small gradients to zero, so everything here is float64.
+grokked toy rounds small gradients away (`float32_error`), so everything here is float64.
 """
 
 from collections.abc import Callable, Mapping
@@ -142,6 +142,21 @@ def squared_length(loss: Loss, params: State, rows: Int[Tensor, " b"]) -> float:
     """Return the squared length of the gradient of the mean loss of these examples."""
     gradient = _gradient(loss, params, rows)
     return float(gradient @ gradient)
+
+
+def float32_error(settings: TrainConfig, state: State) -> float | None:
+    """Return |G_32 - G|^2 / |G|^2 of a run's mean gradient as float32 computes it; None where G is zero.
+
+    1 where the gradient is lost altogether, more where rounding errors outweigh it. Lengths alone do not tell: errors may be
+    as long as what they replace.
+    """
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        loss, params, examples = training_loss(settings, state, dtype)
+        gradients.append(_gradient(loss, params, torch.arange(examples)))
+    full, single = gradients
+    length = float(full @ full)
+    return float((single - full).square().sum()) / length if length > 0 else None
 
 
 def _pairs(settings: TrainConfig) -> tuple[Int[Tensor, "n pos"], Int[Tensor, " n"]]:
