@@ -24,7 +24,7 @@ def planted(at: GrokAt, *, others: bool = True, without: float | None = None, se
         step = at(config)
         grok = None if step is None else step + 100 * config.seed
         training = {"steps": config.steps, "grok_step": grok, "accuracy": {"held_out": float(grok is not None)}}
-        record = {"metrics": {"training": training, "checkpoints": []}, "run": {"cpu_seconds": 360.0}}
+        record = {"metrics": {"training": training, "checkpoints": []}, "run": {"cpu_seconds": 360.0}, "device": "cpu"}
         found.append(Cell(config, cell.grid, None if left else record, cell.results))
     return Cells(tuple(found))
 
@@ -36,6 +36,13 @@ def by_decay(config: TrainConfig) -> int | None:
 
 def by_fraction(fractions: dict[float, int | None]) -> GrokAt:
     return lambda config: fractions.get(config.train_fraction, by_decay(config))
+
+
+def cells_on(device: str) -> Cells:
+    cells = planted(by_decay)
+    for cell in cells.done:
+        cell.record["device"] = device
+    return cells
 
 
 def verdict(cells: Cells) -> Verdict:
@@ -66,6 +73,12 @@ class TestVerdict:
         assert "train fraction: 0.1 over 0.5 " in one.ours
         assert "unbounded" in one.ours
 
+    def test_a_lower_bound_leaves_the_size_open(self) -> None:
+        """50,000+ over 1,700 is at least 29: as large as the log's 33, or any larger."""
+        assert verdict(planted(lambda c: None if c.weight_decay in (0.0, 10.0) else 1_700)).verdict == "undecided"
+        fast = planted(lambda c: None if c.weight_decay in (0.0, 10.0) else 100)
+        assert verdict(fast).verdict == "different size"
+
     @pytest.mark.parametrize("cells", [planted(by_decay, others=False), planted(by_decay, seeds=1), DECLARED])
     def test_what_is_not_run(self, cells: Cells) -> None:
         assert verdict(cells).verdict == "not run"
@@ -83,6 +96,13 @@ class TestLever:
         found = grokking_sweep.lever(grokking_sweep.arms_of(cells)["weight decay"])
         assert (found.slowest, found.ratio.censored, found.high) == ("0", True, math.inf)
         assert found.ratio.number == pytest.approx(50_000 / 1_700)
+
+    def test_a_fast_arm_with_a_run_that_never_grokked_has_no_least_ratio(self) -> None:
+        def at(config: TrainConfig) -> int | None:
+            return None if config.weight_decay == 1.0 and config.seed == 4 else by_decay(config)
+
+        found = grokking_sweep.lever(grokking_sweep.arms_of(planted(at))["weight decay"])
+        assert (found.fastest, found.low) == ("1", 0.0)
 
     def test_nothing_grokked(self) -> None:
         arms = grokking_sweep.arms_of(planted(lambda config: None))
@@ -106,4 +126,5 @@ class TestTables:
         assert rows["weight decay", "0"]["grok step"] == "not run"
         assert rows["weight decay", "0"]["left"].startswith("not run: ")
         assert rows["size", "1 layer, d 64"]["CPU minutes a run"] == "6.0"
+        assert grokking_sweep._cpu_seconds(cells_on("cuda")) == []
         assert found.tables[0].note.startswith("The 60 recorded runs of 63 took 6.0 CPU hours")

@@ -74,11 +74,12 @@ def planted(
     seeds: int = 3,
     grok: int | None = 1_000,
     steps: tuple[int, ...] = (2_000, 3_000),
+    also: str = "",
 ) -> Cells:
-    """The study's cells; those of the main grid have records, with these k and ranks at each of their stable steps."""
+    """The study's cells; those of the main grid (and one other) have records, with these k and ranks at stable steps."""
     found = []
     for cell in DECLARED:
-        if cell.grid != "weight-decay" or cell.config.seed >= seeds:
+        if cell.grid not in ("weight-decay", also) or cell.config.seed >= seeds:
             found.append(cell)
             continue
         of = measures(cell.config, k, rank(cell.config.weight_decay, cell.config.seed))
@@ -131,14 +132,19 @@ class TestSweetSpot:
         ours = claims.resistance(groups).ours
         assert "zero yes (1 [0, 2], 31 [30, 32], 11 [10, 12])" in ours
         assert "mean no (41 [40, 42]" in ours
+        assert ours.endswith("; seeds 3, 3, 3")
 
     def test_the_head_of_the_page_has_both(self) -> None:
         k = by(SPOT), by(FALLING)
         groups = groups_of(planted(lambda decay, seed, a: k[a != "zero"](decay, seed, a)))
         assert claims.in_short(groups) == [
-            "Models trained at weight decay 0.1 survive the most directions set to zero (0.01: 1, 0.1: 31, 1: 11; median "
-            "k@95% at the last residual), and those at 0.01 the most set to their mean (0.01: 41, 0.1: 31, 1: 11)."
+            "Of weight decays 0.01, 0.1, 1, the median number of directions survived at the last residual (k@95%) is highest "
+            "at 0.1 under zero-ablation (0.01: 1, 0.1: 31, 1: 11; seeds apart) and at 0.01 under mean-ablation (0.01: 41, "
+            "0.1: 31, 1: 11; seeds apart)."
         ]
+        wide = {0: 5, 1: 30, 2: 40}
+        mixed = planted(lambda decay, seed, a: wide[seed] if decay == 0.1 else SPOT.get(decay, 5))
+        assert "(0.01: 0, 0.1: 30, 1: 10; seeds overlap)" in claims.in_short(groups_of(mixed))[0]
         assert claims.in_short(groups_of(planted(by(SPOT), seeds=1))) == []
 
     def test_under_the_others_only(self) -> None:
@@ -149,6 +155,14 @@ class TestSweetSpot:
         wide = {0: 12, 1: 30, 2: 40}
         cells = planted(lambda decay, seed, a: wide[seed] if decay == 0.1 else SPOT.get(decay, 5) + 5)
         assert verdicts(cells)["C2"] == "undecided"
+
+    @pytest.mark.parametrize("beyond", [{0.01: 64}, {0.1: 64, 1.0: 70}])
+    def test_curves_that_never_fell_do_not_decide(self, beyond: dict[float, int]) -> None:
+        """64+ at 0.01 may be above any 0.1; 64+ at 0.1 and at 1 may be either way round."""
+        cells = planted(by(SPOT | {0.1: 80} | beyond))
+        assert verdicts(cells)["C2"] == "undecided"
+        row = next(r for r in claims.by_reading(groups_of(cells)).rows if r["reading"] == "last residual, zero, k@95%")
+        assert row["0.1 above 0.01 and 1?"] == "seeds overlap"
 
     def test_a_weight_decay_that_the_log_lacks_does_not_decide(self) -> None:
         assert verdicts(planted(by(SPOT | {0.03: 60, 0.3: 60})))["C2"] == "reproduced"
@@ -182,7 +196,7 @@ class TestTables:
         assert row["k@95%, contrastive"] == "31 [30, 32]"
         assert row["k@95%, covariance-drawn"] == "62 [60, 64+]"
         assert row["k@95%, top PCA"] == "32 [31, 33]"
-        assert (row["log's k@95%"], row["seeds"]) == ("30+", "3 of 5")
+        assert (row["log's k@95%"], row["seeds"]) == ("30+", "3 of 3, 2 not run")
 
     def test_the_variance_is_that_at_the_k(self) -> None:
         found = usual()
@@ -232,6 +246,11 @@ class TestArms:
         assert rows["0.1"]["k@95% zero"] == "31 [30, 32]"
         assert rows["0.01"]["seeds"].startswith("not run: ")
         assert rows["0.01"]["k@95% zero"] == "-"
+
+    def test_a_seed_counts_once_in_two_grids(self) -> None:
+        cells = planted(by(SPOT), steps=(66_700,), also="matched-decay")
+        row = next(r for r in arms.matched_decay(groups_of(cells), cells).rows if r["weight decay"] == "0.03")
+        assert row["seeds"] == "3 of 3"
 
     def test_equal_time_since_grokking(self) -> None:
         cells = planted(steps=(2_000, 2_900, 9_000))
@@ -283,6 +302,11 @@ class TestOverSeeds:
     )  # fmt: skip
     def test_a_lower_bound_may_leave_it_open(self, a: Value, b: Value, held: bool | None) -> None:
         assert certain(lambda x, y: x < y, a, b) is held
+
+    def test_a_lower_bound_may_also_be_the_other_number(self) -> None:
+        """Neither 45 nor an endless number is within one of 50, and 50 is."""
+        assert certain(lambda x, y: abs(x - y) <= 1, Value(45, True), Value(50)) is None
+        assert certain(lambda x, y: abs(x - y) <= 1, Value(52, True), Value(50)) is False
 
     def test_texts(self) -> None:
         cells = planted().where(grid="weight-decay", weight_decay=0.1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mi_ablate.studies import the_log
 from mi_ablate.studies.cells import Cells
-from mi_ablate.studies.groups import grok_step, hours
+from mi_ablate.studies.groups import certain, grok_step, hours
 from mi_ablate.studies.spread import Spread, Value
 from mi_ablate.studies.study import Findings, Study, Table, Verdict
 
@@ -52,12 +52,13 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
     """Return the table of arms, the ratio of each axis, and the verdict on C1."""
     arms = arms_of(cells)
     rows = [_row(axis, name, group) for axis, every in arms.items() for name, group in every.items()]
-    spent = sum(cell.record["run"]["cpu_seconds"] for cell in cells.done if cell.record) / 3600
+    spent = sum(_cpu_seconds(cells)) / 3600
     log = the_log.E1
     note = (
         f"The {len(cells.done)} recorded runs of {len(cells)} took {spent:.1f} CPU hours of training; the log's 17 took "
         f"{log['cost']}. The log: weight decay 0 groks at {log['grok step at weight decay 0']:,}, 1 at "
-        f"{log['grok step at weight decay 1']:,}; best train fractions {log['best train fractions']}; fastest {log['fastest']}."
+        f"{log['grok step at weight decay 1']:,}; best train fractions {log['best train fractions']}; fastest "
+        f"{log['fastest']}. Held out: accuracy at the last stable step, or where there is none at the last step."
     )
     return Findings(
         tables=[Table("Grok step on three axes around one baseline", rows, note), _ratios(arms)],
@@ -71,7 +72,7 @@ class Lever:
 
     ratio: Value
     low: float
-    """The least that the seeds of the two arms allow."""
+    """The least that the seeds of the two arms allow; 0 where the fastest arm has a run that never grokked."""
     high: float
     """The most; infinite where the slowest arm has a run that never grokked."""
     slowest: str
@@ -97,8 +98,8 @@ def lever(arms: Mapping[str, Cells]) -> Lever | None:
     slowest = max(known, key=lambda name: (known[name].centre.censored, known[name].median))
     slow, fast = known[slowest], known[fastest]
     high = math.inf if any(value.censored for value in slow.values) else slow.high / fast.low
-    middle = Value(slow.median / fast.median, slow.centre.censored)
-    return Lever(middle, slow.low / fast.high, high, slowest, fastest)
+    low = 0.0 if any(value.censored for value in fast.values) else slow.low / fast.high
+    return Lever(Value(slow.median / fast.median, slow.centre.censored), low, high, slowest, fastest)
 
 
 def _walked(arms: Mapping[str, Cells]) -> dict[str, Cells]:
@@ -106,17 +107,21 @@ def _walked(arms: Mapping[str, Cells]) -> dict[str, Cells]:
 
 
 def _row(axis: str, name: str, group: Cells) -> dict[str, Any]:
-    minutes = [cell.record["run"]["cpu_seconds"] / 60 for cell in group.done if cell.record]
     return {
         "axis": axis,
         "arm": name,
         "run": f"{len(group.done)} of {len(group)}",
         "grokked": sum(cell.grok_step is not None for cell in group.done) if group.done else "-",
         "grok step": Spread.of(map(grok_step, group.done)).text(",.0f", count=False),
-        "held out at the end": Spread.of(cell.held_out for cell in group.done).text(".3f", count=False),
-        "CPU minutes a run": Spread.of(minutes).text(".1f", count=False),
+        "held out, kept weights": Spread.of(cell.held_out for cell in group.done).text(".3f", count=False),
+        "CPU minutes a run": Spread.of(seconds / 60 for seconds in _cpu_seconds(group)).text(".1f", count=False),
         "left": hours(group) if group.missing else "-",
     }
+
+
+def _cpu_seconds(cells: Cells) -> list[float]:
+    """What each run on a CPU took; see `cost`."""
+    return [c.record["run"]["cpu_seconds"] for c in cells.done if c.record and c.record["device"] == "cpu"]
 
 
 def _ratios(arms: Arms) -> Table:
@@ -142,7 +147,8 @@ def _strongest(arms: Arms) -> Verdict:
     rule = (
         "not run unless every arm of the other two axes has two seeds; reproduced where the ratio of weight decay lies above "
         f"those of the other axes for all seeds and between half and twice the log's {LOG:.0f}x, different size where outside "
-        "of that; not reproduced where another axis lies above it for all seeds; otherwise undecided"
+        "of that; not reproduced where another axis lies above it for all seeds; otherwise, and where the ratio is a lower "
+        "bound that leaves its size open, undecided. A ratio is that of an axis's arms with two seeds"
     )
     levers = {axis: lever(every) for axis, every in arms.items()}
     ours = "; ".join(
@@ -157,7 +163,8 @@ def _strongest(arms: Arms) -> Verdict:
     elif any(other.low > mine.high for other in others):
         verdict = "not reproduced"
     elif mine.low > max(other.high for other in others):
-        verdict = "reproduced" if LOG / 2 <= mine.ratio.number <= LOG * 2 else "different size"
+        alike = certain(lambda ratio, log: log / 2 <= ratio <= log * 2, mine.ratio, Value(LOG))
+        verdict = {True: "reproduced", False: "different size", None: "undecided"}[alike]
     else:
         verdict = "undecided"
     return Verdict("C1", verdict, f"0 over 1: {LOG:.0f}x", ours, rule)

@@ -44,10 +44,11 @@ def told_anyway(group: Cells, of: Callable[[Checkpoint], Number], form: str = ".
 
 
 def counted(group: Cells) -> str:
-    """Return how many seeds have a stable step, of how many: "5 of 5"."""
+    """Return how many of the seeds that are run have a stable step: "5 of 5", "0 of 1, 2 not run"."""
     if not group.done:
         return f"not run (0 of {len(group)})"
-    return f"{sum(bool(cell.stable) for cell in group.done)} of {len(group)}"
+    left = f", {len(group.missing)} not run" if group.missing else ""
+    return f"{sum(bool(cell.stable) for cell in group.done)} of {len(group.done)}{left}"
 
 
 def grok_step(cell: Cell) -> Value:
@@ -62,9 +63,13 @@ def hours(cells: Cells) -> str:
 
 
 def certain(holds: Callable[[float, float], bool], a: Value, b: Value) -> bool | None:
-    """Return whether something holds of two numbers; None where it depends on how far a lower bound is exceeded."""
-    least = [(v.number, math.inf) if v.censored else (v.number,) for v in (a, b)]
-    found = {holds(x, y) for x in least[0] for y in least[1]}
+    """Return whether something holds of two numbers; None where it depends on how far a lower bound is exceeded.
+
+    A lower bound is tried as it is, as the other number where that is larger, and as an infinite one.
+    """
+    both = max(a.number, b.number)
+    first, second = ({v.number, both, math.inf} if v.censored else {v.number} for v in (a, b))
+    found = {holds(x, y) for x in first for y in second}
     return found.pop() if len(found) == 1 else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mi_ablate.studies.cells import Cell, Cells, Checkpoint, chosen
-from mi_ablate.studies.groups import grok_step, hours, told
+from mi_ablate.studies.groups import counted, grok_step, hours, told
 from mi_ablate.studies.spread import Spread
 from mi_ablate.studies.study import Table
 from mi_ablate.studies.weight_decay_tables import ABLATIONS, LAST, Groups, Row, entry, k_of
@@ -43,7 +43,8 @@ def matched_decay(groups: Groups, cells: Cells) -> Table:
         rows.append(row)
     return Table(
         "Matched on learning rate x weight decay x steps (2.0)", rows,
-        "The stable checkpoint within 10 % of the step. 0.03 and 0.01 need longer runs: the grid `matched-decay`.",
+        "The stable checkpoint nearest to the step, at most 10 % away: one a seed. 0.03 and 0.01 need longer runs: the grid "
+        "`matched-decay`.",
     )  # fmt: skip
 
 
@@ -61,7 +62,8 @@ def matched_after(groups: Groups) -> Table:
             rows.append(row | _numbers(group, found, "no stable step near" if group.done else "not run"))
     return Table(
         "Matched on steps after grokking", rows,
-        f"The stable checkpoint nearest to the grok step plus 2,000 or 4,000, at most {WITHIN:,} steps away.",
+        f"The stable checkpoint nearest to the grok step plus 2,000 or 4,000, at most {WITHIN:,} steps away: one a seed, "
+        "and the same one in both where no other is near.",
     )  # fmt: skip
 
 
@@ -80,12 +82,16 @@ def norms(cells: Cells) -> Table:
         group = cells.where(grid="weight-decay" if norm == "LN" else "norms", config__normalization=norm)
         for decay in (1.0, 0.3, 0.1, 0.01):
             one = group.where(weight_decay=decay)
-            row: Row = {"norm": name, "weight decay": f"{decay:g}", "run": f"{len(one.done)} of {len(one)}"}
+            row: Row = {"norm": name, "weight decay": f"{decay:g}", "seeds": counted(one)}
             row["grok step"] = Spread.of(grok_step(cell) for cell in one.done).text(",.0f", count=False)
             row |= {f"k@95% {a}": told(one, k_of(LAST, a)) for a in ABLATIONS}
             row |= {"Rank99": told(one, entry("class_means", "all.rank99"))}
             rows.append(row | {"left": hours(one) if one.missing else "-"})
-    return Table("Other norms", rows, "k@95% at the last residual, contrastive directions.")
+    note = (
+        "k@95% at the last residual, contrastive directions. Seeds: with a stable step, of those that are run; k and Rank99 "
+        "are of these, the grok step is of all."
+    )
+    return Table("Other norms", rows, note)
 
 
 def _numbers(group: Cells, at: dict[str, Checkpoint | None], otherwise: str) -> Row:
@@ -95,8 +101,9 @@ def _numbers(group: Cells, at: dict[str, Checkpoint | None], otherwise: str) -> 
         found = Spread.of(read(one) for one in at.values() if one is not None)
         return found.text(count=False) if found.n else "-"
 
-    seeds = sum(one is not None for one in at.values())
-    row: Row = {"seeds": f"{seeds} of {len(group)}" if seeds else otherwise}
+    seeds = {cell.config.seed for cell in group}
+    found = {cell.config.seed for cell in group if at.get(cell.key) is not None}
+    row: Row = {"seeds": f"{len(found)} of {len(seeds)}" if found else otherwise}
     row |= {f"k@95% {a}": text(k_of(LAST, a)) for a in ABLATIONS}
     row["k@95% mean, covariance-drawn"] = text(k_of(LAST, "mean", run="covariance"))
     return row | {"Rank99": text(entry("class_means", "all.rank99"))}

@@ -59,7 +59,10 @@ def grokking(groups: Groups) -> Table:
             "grok step": Spread.of(grok_step(cell) for cell in group.done).text(",.0f", count=False),
             "log's grok step": f"{log['grok step']:,}" if log.get("grok step") else "never" if log else "-",
         })  # fmt: skip
-    note = "Grok step: the first evaluation (every 100 steps) with held-out accuracy of 0.95; 5,000+ never grokked in 5,000."
+    note = (
+        "Grok step: the first evaluation (every 100 steps) with held-out accuracy of 0.95; 5,000+ never grokked in 5,000. Held "
+        "out: accuracy at the last stable step, or where there is none at the last step; the end of a run may be a dip."
+    )
     return Table("Weight decay and grokking", rows, note)
 
 
@@ -89,7 +92,8 @@ def spectra(groups: Groups) -> Table:
         "Rank99: singular values of the answers' mean activations at the last residual (all inputs) that hold 99 % of their "
         "energy. W_E: share of the energy of the number embeddings in the 5 or 10 strongest frequencies; of a random matrix "
         + ", ".join(f"{name}: {share}" for name, share in blind.items())
-        + ". Seeds: with a stable step. Where none has one, the last measured step stands."
+        + ". Seeds: with a stable step, of those that are run; every row is of these. Where none has one, the last "
+        "measured step stands."
     )
     return Table("Weight decay, rank and frequencies", rows, note)
 
