@@ -113,7 +113,7 @@ def rank(groups: Groups) -> Verdict:
     size = ranks[OWN[0]] / ranks[OWN[-1]]
     rule = (
         f"over {', '.join(f'{d:g}' for d in OWN)}: not reproduced where a median does not fall to the next; undecided where it "
-        "does and the rank correlation over runs has an interval (95 %, over seeds) that reaches 0; different size where the "
+        "does and the rank correlation rho over runs has a 95 % interval over seeds that reaches 0; different size where the "
         f"first median over the last is more than twice the log's {size:.2g} or less than half; reproduced otherwise; not run "
         "with fewer than two seeds at one of them"
     )
@@ -123,8 +123,7 @@ def rank(groups: Groups) -> Verdict:
         return Verdict("C3", "not run", log, _course(groups, read) or "-", rule)
     found = rank_correlation(dict(zip(OWN, (one.values for one in own))))
     correlation = f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]" if found else "-"
-    named = ", ".join(f"{d:g}" for d in OWN)
-    ours = f"{_course(groups, read)}; rank correlation over {named} {correlation}; seeds {_seeds(groups, read)}"
+    ours = f"{_course(groups, read)}; rho {correlation}; seeds {_seeds(groups, read)}"
     if not all(a.median > b.median for a, b in pairwise(own)):
         verdict = "not reproduced"
     elif found is None or found[2] >= 0:
