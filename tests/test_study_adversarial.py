@@ -14,7 +14,6 @@ from mi_ablate.studies.penalties import BASELINE, DRAWN, OWN, arms, differences,
 from mi_ablate.studies.spread import Value
 from mi_ablate.studies.study import Findings
 from mi_ablate.sweep import GRIDS
-from study_records import write_quick
 from two_task_records import MOST, Told, two_task_cells
 
 STUDY, LATE = adversarial.STUDY, late_penalty.STUDY
@@ -171,11 +170,6 @@ class TestTables:
         (draw,) = found().figures.values()
         names = [trace.name for trace in draw().data if trace.name and trace.showlegend]
         assert names == [BASELINE, DRAWN, OWN]
-
-    def test_measured_tiny_models_pass_through(self, tmp_path: Path) -> None:
-        found = STUDY.findings(write_quick(STUDY, tmp_path), quick=True)
-        assert len(found.tables[1].rows) == 9 * 2 * 3
-        assert len(found.figures) == 1
 
 
 class TestArms:
