@@ -1,7 +1,6 @@
 """Adversarial training and late penalties: verdicts on planted runs, their controls, and what is not run."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
