@@ -141,6 +141,9 @@ def test_the_rule_of_the_attacks():
     assert verdicts(input_attacks, together(0, 0.2)) == {"Q3": "undecided", "C13": "undecided"}
     assert verdicts(input_attacks, together(-1, -0.2)) == {"Q3": "no", "C13": "reproduced"}
     assert verdicts(input_attacks, together(1, 0.2, seeds=2)) == {"Q3": "undecided", "C13": "undecided"}
+    mixed = together(0, -0.2)
+    mixed["adversarial"][3] = attacked(0.9, 0.9)
+    assert verdicts(input_attacks, mixed) == {"Q3": "undecided", "C13": "undecided"}, "seeds disagree in sign"
     some = together(1, 0.2)
     del some["plain"]
     assert verdicts(input_attacks, some) == {"Q3": "not run", "C13": "not run"}
