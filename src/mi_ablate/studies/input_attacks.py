@@ -54,8 +54,8 @@ RULE = (
     "their norms, median over prompts. Related where their rank correlation within training methods is positive with a "
     f"permutation p of at most {LEVEL} and adversarial training, where it raises the first above its control of a seed, "
     "always raises the second. Unrelated where neither holds. Undecided where one of the two holds, with fewer than three "
-    "seeds a method, or, as in every study, where seeds disagree in sign: that clause was added after the runs, and without it seeds "
-    "that disagree would count as unrelated"
+    "seeds a method, or, as in every study, where seeds disagree in sign: that clause was added after the runs, and without it "
+    "seeds that disagree would count as unrelated"
 )
 
 
