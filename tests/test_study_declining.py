@@ -109,6 +109,8 @@ def test_one_direction_decides_nothing_and_several_refute_it():
 
 def test_the_table_of_curves_says_what_was_planted():
     found = declining.find(NONE, own({PLAIN: [declined(1, 4), declined(3, None)], SPREAD: [declined(2, 2)] * 2}))
+    assert "plain 2 [1, 3] its own directions, 6+ [4, 8+] covariance-drawn ones" in found.notes[0]
+    assert "spread 2 its own directions, 2 covariance-drawn ones" in found.notes[0]
     row = found.tables[0].rows[0]
     assert (row["training"], row["removed"], row["seeds"]) == (PLAIN, "every writer, zero", 2)
     assert row["k_kill"] == "2 [1, 3]"

@@ -23,7 +23,7 @@ from mi_ablate.measures.plain import curves_json
 from mi_ablate.metrics import accuracy
 from mi_ablate.model import last_residual
 from mi_ablate.studies.cells import Cells
-from mi_ablate.studies.declining_tables import ABLATIONS, PLACES, declines, figure, of_c12, of_r3, sums
+from mi_ablate.studies.declining_tables import ABLATIONS, PLACES, declines, figure, in_short, of_c12, of_r3, sums
 from mi_ablate.studies.gated_toys import PLAIN, SEEDS, SPREAD, Taught, about, taught
 from mi_ablate.studies.removals import (
     DRAWS,
@@ -130,6 +130,7 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
         figures={caption: lambda: figure(by)} if any(by.values()) else {},
         verdicts=[of_r3(by), of_c12(by)],
         notes=(
+            *in_short(by),
             "A sweet spot of weight decay is not asked for here: fine-tuning takes 200 to 300 steps, and learning rate x "
             "weight decay x steps is 0.03.",
         ),
