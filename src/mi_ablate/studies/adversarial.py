@@ -9,6 +9,7 @@ the least that such training must show; `untrained_directions` attacks with othe
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mi_ablate.studies.adversarial_claims import method_decides, resists, trilemma
@@ -16,6 +17,7 @@ from mi_ablate.studies.adversarial_tables import tables
 from mi_ablate.studies.cells import Cells
 from mi_ablate.studies.groups import Band, band
 from mi_ablate.studies.penalties import BASELINE, DRAWN, OPERATIONS, OWN, WORDS, Arms, arms
+from mi_ablate.studies.resistance import Curves, picture
 from mi_ablate.studies.selective import curve_of
 from mi_ablate.studies.study import Findings, Study
 
@@ -44,12 +46,9 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
     curves = _curves(found)
     return Findings(
         tables=tables(found),
-        figures={CAPTION: lambda: picture(curves)} if curves else {},
+        figures={CAPTION: partial(picture, curves, "trained against")} if curves else {},
         verdicts=[resists(found), method_decides(found, cells), trilemma(cells)],
     )
-
-
-Curves = Mapping[str, Mapping[str, tuple[Band, Band]]]
 
 
 def _curves(found: Arms) -> Curves:
@@ -68,22 +67,6 @@ def _band(group: Cells, one: str, run: str) -> Band | None:
         return curve_of(at, one, one, "zero", run)
 
     return band(group, lambda at: None if (found := curve(at)) is None else list(range(len(found))), curve)
-
-
-def picture(curves: Curves) -> Any:
-    """Return the plotly figure of the curves, a panel an operation."""
-    from mi_ablate.figures import panels
-
-    return panels(
-        max((pair[0].x for lines in curves.values() for pair in lines.values()), key=len),
-        {title: {name: pair[0].median for name, pair in lines.items()} for title, lines in curves.items()},
-        bands={title: {name: pair[0].ends for name, pair in lines.items()} for title, lines in curves.items()},
-        controls={title: {name: pair[1].median for name, pair in lines.items()} for title, lines in curves.items()},
-        control="covariance-drawn subspaces",
-        names="trained against",
-        axes=("directions removed", "held-out accuracy"),
-        level=0.95,
-    )
 
 
 STUDY = Study(

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from mi_ablate.figures import panels
 from mi_ablate.studies import weight_decay_arms as arms
 from mi_ablate.studies import weight_decay_claims as claims
 from mi_ablate.studies import weight_decay_tables as tables
 from mi_ablate.studies.cells import Cells, Checkpoint
 from mi_ablate.studies.groups import Band, band
 from mi_ablate.studies.isotropic import isotropic_items
+from mi_ablate.studies.resistance import Curves, picture
 from mi_ablate.studies.study import Findings, Study
 
 QUESTION = (
@@ -53,13 +53,10 @@ def find(cells: Cells, own: Mapping[str, Any]) -> Findings:
             arms.matched_after(groups),
             arms.norms(cells),
         ],
-        figures={CAPTION: partial(picture, curves)} if curves else {},
+        figures={CAPTION: partial(picture, curves, "weight decay")} if curves else {},
         verdicts=[claims.resistance(groups), claims.rank(groups)],
         notes=claims.in_short(groups),
     )
-
-
-Curves = Mapping[str, Mapping[str, tuple[Band, Band]]]
 
 
 def _curves(groups: tables.Groups) -> Curves:
@@ -84,20 +81,6 @@ def _ks(at: Checkpoint) -> list[int] | None:
 def _curve(at: Checkpoint, path: str) -> list[float] | None:
     found: list[float] | None = at.get("last_residual", "add", f"directions.live.{path}")
     return found
-
-
-def picture(curves: Curves) -> Any:
-    """Return the plotly figure of the resistance curves."""
-    return panels(
-        max((pair[0].x for lines in curves.values() for pair in lines.values()), key=len),
-        {title: {name: pair[0].median for name, pair in lines.items()} for title, lines in curves.items()},
-        bands={title: {name: pair[0].ends for name, pair in lines.items()} for title, lines in curves.items()},
-        controls={title: {name: pair[1].median for name, pair in lines.items()} for title, lines in curves.items()},
-        control="covariance-drawn subspaces",
-        names="weight decay",
-        axes=("directions removed", "held-out accuracy"),
-        level=0.95,
-    )
 
 
 STUDY = Study(
